@@ -1,0 +1,267 @@
+"""Tiny diffusion models built offline from configurations: what tests, examples and the demo run in place of real ones.
+
+The weights are random but fixed by a seed, so two machines with the same library versions hold the same model. A random
+decoder would show noise; here its kernels are smoothing ones, so an image is a soft field of colours that depends on
+the noise it started from (and a little on the prompt): good enough to see whether two ranks drew different images.
+
+Nothing heavy is imported before a function is called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+
+#: Raise it when a builder below changes: cached models of older recipes are then left alone and new ones are built.
+RECIPE = 1
+
+_CLIP_END = 513  # last id of the byte vocabulary below, also used as padding
+_LATENT_CHANNELS = 4
+
+
+def build_sdxl(seed: int = 0) -> Any:
+    """Return a tiny ``StableDiffusionXLPipeline`` in float32 on the CPU (about 1 M parameters, VAE scale 8).
+
+    Args:
+        seed: of the weights; the caller's random state is left as it was.
+    """
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    with _seeded(seed):
+        return StableDiffusionXLPipeline(
+            vae=_vae(),
+            text_encoder=_clip_text(projection=False),
+            text_encoder_2=_clip_text(projection=True),
+            tokenizer=_clip_tokenizer(),
+            tokenizer_2=_clip_tokenizer(),
+            unet=_unet(),
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                steps_offset=1,
+                timestep_spacing="leading",
+            ),
+            add_watermarker=False,
+        )
+
+
+def build_taesd(seed: int = 0) -> Any:
+    """Return a tiny ``AutoencoderTiny`` in float32 on the CPU: the fast decoder of previews."""
+    from diffusers import AutoencoderTiny
+
+    with _seeded(seed):
+        vae = AutoencoderTiny(
+            encoder_block_out_channels=(8,) * 4,
+            decoder_block_out_channels=(8,) * 4,
+            num_encoder_blocks=(1,) * 4,
+            num_decoder_blocks=(1,) * 4,
+            scaling_factor=25.0,
+        ).eval()
+        _smooth(vae.decoder)
+        decoder = vae.decoder
+        # Its own output range is 0..1; what comes in is squeezed by a tanh at 3, hence the scaling_factor.
+        _calibrate(decoder.layers[-1], lambda: (decoder(_noise(2)) + 1) / 2, mean=0.5, std=0.2)
+    return vae
+
+
+def save_sdxl(folder: Path | str, seed: int = 0) -> Path:
+    """Write :func:`build_sdxl` to ``folder`` (made if needed, 5 MB) for ``from_pretrained``; return it."""
+    with _without_progress_bars():
+        build_sdxl(seed).save_pretrained(folder)
+    return Path(folder)
+
+
+def save_taesd(folder: Path | str, seed: int = 0) -> Path:
+    """Write :func:`build_taesd` to ``folder`` (made if needed, 0.1 MB) for ``from_pretrained``; return it."""
+    build_taesd(seed).save_pretrained(folder)
+    file = Path(folder) / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("block_out_channels", None)  # written by diffusers, which then warns about it at every load
+    file.write_text(json.dumps(config, indent=2) + "\n")
+    return Path(folder)
+
+
+def tiny_models(cache: Path | None = None) -> Path:
+    """Return a folder that holds ``sdxl`` and ``taesd``, built at the first call and found again by later ones.
+
+    Args:
+        cache: parent folder; by default ``$XDG_CACHE_HOME/drumline/models`` (``~/.cache/drumline/models``).
+
+    The folder's name depends on the recipe and on the versions of torch, diffusers and transformers. It appears in one
+    step (a rename), so any number of processes may call this at once.
+    """
+    names = [f"{name}={version(name)}" for name in ("torch", "diffusers", "transformers")]
+    key = hashlib.sha256("\n".join([f"recipe={RECIPE}", *names]).encode()).hexdigest()[:16]
+    cache = cache or _default_cache()
+    folder = cache / key
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        _build_into(folder, {"sdxl": save_sdxl, "taesd": save_taesd})
+    return folder
+
+
+def _build_into(folder: Path, savers: dict[str, Callable[[Path], Path]]) -> None:
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, save in savers.items():
+            save(scratch / name)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else: somebody else was faster, theirs is the same
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "drumline" / "models"
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _clip_tokenizer() -> Any:
+    """Return a byte-level CLIP tokenizer without merges: 256 bytes, 256 end-of-word bytes and 2 specials, 514 ids."""
+    from transformers import CLIPTokenizer
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [byte for byte in range(256) if byte not in printable]  # shown as code points from 256 on, as in GPT-2
+    characters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(moved))]
+    tokens = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
+
+
+def _clip_text(*, projection: bool) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        projection_dim=32,
+        vocab_size=_CLIP_END + 1,
+        bos_token_id=_CLIP_END - 1,
+        eos_token_id=_CLIP_END,
+        pad_token_id=_CLIP_END,
+        hidden_act="gelu",
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def _unet() -> Any:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=_LATENT_CHANNELS,
+        out_channels=_LATENT_CHANNELS,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 1),
+        projection_class_embeddings_input_dim=32 + 6 * 8,  # pooled text + six sizes of 8
+        cross_attention_dim=32 + 32,  # both text encoders
+    ).eval()
+    _smooth(unet)
+    text = {"text_embeds": torch.randn(2, 32), "time_ids": torch.full((2, 6), 256.0)}
+    _calibrate(
+        unet.conv_out,
+        lambda: unet(_noise(1), 500, torch.randn(2, 77, 64), added_cond_kwargs=text, return_dict=False)[0],
+        mean=0.0,
+        std=3.0,  # more than the noise it starts from, so that a picture appears in it
+    )
+    return unet
+
+
+def _vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    blocks = 4  # scale 8
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=_LATENT_CHANNELS,
+        block_out_channels=(16,) * blocks,
+        norm_num_groups=8,
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        sample_size=128,
+        scaling_factor=0.13,
+    ).eval()
+    _smooth(vae.decoder)
+    _calibrate(vae.decoder.conv_out, lambda: vae.decoder(_noise(4)), mean=0.0, std=0.4)
+    return vae
+
+
+def _noise(std: float) -> torch.Tensor:
+    import torch
+
+    blobs = torch.randn(2, _LATENT_CHANNELS, 8, 8)
+    return torch.nn.functional.interpolate(blobs, size=(32, 32), mode="bicubic") * std
+
+
+def _smooth(module: torch.nn.Module) -> None:
+    """Give every 3x3 convolution a low-pass kernel, weighted with its random centre."""
+    import torch
+
+    line = torch.tensor([1.0, 2.0, 1.0]) / 4
+    kernel = torch.outer(line, line)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, torch.nn.Conv2d) and part.kernel_size == (3, 3):
+                part.weight.copy_(part.weight[:, :, 1:2, 1:2] * 3 * kernel)
+
+
+def _calibrate(last: torch.nn.Conv2d, run: Callable[[], torch.Tensor], *, mean: float, std: float) -> None:
+    """Scale the last layer so that each channel of what ``run`` returns (N, C, H, W) has this ``mean`` and ``std``."""
+    import torch
+
+    if last.bias is None:
+        raise ValueError("the last layer needs a bias")
+    with torch.no_grad():
+        output = run()
+        scale = std / output.std(dim=(0, 2, 3))
+        last.bias.copy_((last.bias - output.mean(dim=(0, 2, 3))) * scale + mean)
+        last.weight.mul_(scale[:, None, None, None])
