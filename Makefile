@@ -1,0 +1,66 @@
+# `make help` lists the targets. Two of them are enough to begin with: `make demo` and `make test`.
+# Everything stays inside this directory (.venv, .cache), but for uv's own download cache.
+
+BIN := .venv/bin
+
+# One pytest process per layer, the quickest layer first. `--session-timeout` is a layer's limit on a slow machine, in
+# seconds; limits per test are in tests/conftest.py. One thread per rank: tests start more ranks than there are cores.
+PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not gpu" --durations=3 $(ARGS)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint types layers unit contract process strategies gpu bench bench-quick format lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Create or refresh .venv from requirements.lock (done by every other target)
+	@tools/setup
+
+demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, save the images
+	$(BIN)/python examples/parallel_sdxl/demo.py $(ARGS)
+
+test: lint types layers unit contract process strategies ## Everything that CI checks
+
+lint: setup ## Style and common mistakes (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## mypy --strict over the package
+	$(BIN)/mypy
+
+layers: setup ## Who may import whom (import-linter)
+	$(BIN)/lint-imports
+
+unit: setup ## Pure modules, properties over random input, and the ground rules (layers, docs, lock file)
+	$(PYTEST) --session-timeout=120 tests/unit tests/property
+
+contract: setup ## HTTP routes, OpenAPI and the fal client against a running server
+	$(PYTEST) --session-timeout=600 tests/contract
+
+process: setup ## Real rank processes: serve, stream, raise, kill, hang, cancel
+	$(PYTEST) --session-timeout=1200 tests/process
+
+strategies: setup ## Every example against its one-process result, and the demo
+	$(PYTEST) --session-timeout=1200 tests/strategies
+
+gpu: setup ## Tests that need a CUDA device
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m gpu $(ARGS) tests/gpu
+
+bench: setup ## Latency, throughput and start-up against their floors, saved as JSON
+	$(BIN)/python -m bench $(ARGS)
+
+bench-quick: setup ## The same, shorter and less exact
+	$(BIN)/python -m bench --quick $(ARGS)
+
+format: setup ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## Resolve requirements.lock anew from pyproject.toml (UPGRADE=1: newest versions)
+	tools/uv pip compile pyproject.toml --extra diffusion --group dev --universal --python-version 3.11 \
+		--no-header --no-emit-index-url --generate-hashes $(if $(UPGRADE),--upgrade) --quiet -o requirements.lock
+
+clean: ## Remove the environment, caches and outputs
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist demo-output
+	find worker tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} +
