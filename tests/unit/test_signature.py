@@ -56,7 +56,7 @@ class Typed:
         size: Size | None = None,
         style: "Style | None" = None,
         sampler: Literal["ddim", "euler"] = "ddim",
-        seed: int = None,  # type: ignore[assignment]
+        seed: int = None,  # noqa: RUF013 - what many workers say
         image: "nowhere.Image" = None,
         mask: Opaque | None = None,
         masks: "list[Opaque]" = (),
@@ -226,7 +226,10 @@ def test_a_callable_without_a_signature_takes_anything():
 def test_field_written_as_a_default():
     class Worker:
         def __call__(
-            self, prompt: str = Field(min_length=2), tags: list[str] = Field(default_factory=list), n=Field(4)
+            self,
+            prompt: str = Field(min_length=2),
+            tags: list[str] = Field(default_factory=list),  # noqa: B008
+            n=Field(4),  # noqa: B008
         ):
             return prompt, tags, n
 
