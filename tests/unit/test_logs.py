@@ -57,8 +57,13 @@ def test_each_line_of_a_rank_has_its_head():
 
 
 def test_people_see_how_long_a_request_took():
-    line = people(name="drumline.access", message="POST / 200", queue_wait=0.0, run_time=1.25)
-    assert line.endswith("POST / 200 (waited 0 s, ran 1.250 s)")
+    fields = {"queue_wait_ms": 0.0, "run_ms": 1250.25, "request_id": "0123456789"}
+    line = people(name="drumline.access", message="POST / 200", fields=fields)
+    assert line.endswith("01234567  POST / 200 (waited 0.0 ms, ran 1250.2 ms)")
+
+
+def test_an_access_line_of_a_request_that_reached_no_rank_has_no_waits():
+    assert people(name="drumline.access", message="GET / 200", fields={"run_ms": None}).endswith("  GET / 200")
 
 
 def test_control_sequences_do_not_reach_the_terminal():
@@ -95,6 +100,14 @@ def test_json_has_the_documented_fields():
         "request_id": "r1",
         "queue_wait": 0.5,
     }
+
+
+def test_json_has_the_fields_of_an_access_line_as_members():
+    line = as_json(
+        name="drumline.access", fields={"status": 200, "run_ms": None, "request_id": "r1", "level": "forged"}
+    )
+    assert (line["status"], line["request_id"], line["level"]) == (200, "r1", "info")
+    assert not {"run_ms", "fields"} & set(line)
 
 
 def test_json_names_the_ranks_logger():

@@ -3,9 +3,10 @@
     12:03:04.120 warning rank 1 4f1c2a90  half of the prompt was cut      people, on stderr
     {"time":"2031-05-04T12:03:04.120Z","level":"warning",...}             programs, on stdout
 
-Every record may carry ``rank`` and ``request_id`` (through ``extra``). What ranks print reaches the logger
-``drumline.rank``; the one access line per request comes from ``drumline.access``, its fields in ``extra``. How bytes
-from a rank become such records is in :mod:`drumline.rank_output`.
+Every record may carry ``rank`` and ``request_id`` (through ``extra``), and a mapping ``fields`` that JSON lines get as
+members. What ranks print reaches the logger ``drumline.rank``; the one access line per request comes from
+``drumline.access`` with everything measured in ``fields``. How bytes from a rank become such records is in
+:mod:`drumline.rank_output`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 #: Attributes that every record has; whatever else a record carries came in through ``extra``.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-_OWN = frozenset({"rank", "request_id", "rank_logger"})
+_OWN = frozenset({"rank", "request_id", "rank_logger", "fields"})
 #: Libraries that tell too much below "warning"; asked for by name they still speak.
 _CHATTY = ("asyncio", "httpcore2", "httpx2", "PIL", "watchfiles", "multipart")
 _COLOURS = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "1;31"}
@@ -113,7 +114,7 @@ class PeopleFormatter(logging.Formatter):
         colour = wants_colour(sys.stderr) if self.colour is None else self.colour
         text = record.getMessage()
         if record.name == "drumline.access":
-            text += _access_figures(record)
+            text += _waits(record)
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
         text = "\n".join(part for part in (text, record.exc_text, record.stack_info) if part)
@@ -135,7 +136,7 @@ class PeopleFormatter(logging.Formatter):
         rank = getattr(record, "rank", None)
         if rank is not None:
             parts.append(_painted(f"rank {rank}", str(31 + (rank + 4) % 6) if isinstance(rank, int) else "36", colour))
-        request_id = getattr(record, "request_id", "")
+        request_id = getattr(record, "request_id", "") or _fields(record).get("request_id")
         if request_id:
             parts.append(_painted(_CONTROL.sub("", str(request_id))[:8], "2", colour))
         return " ".join(parts)
@@ -157,6 +158,9 @@ class JsonFormatter(logging.Formatter):
             value = getattr(record, name, None)
             if value not in (None, ""):
                 line[name] = value
+        for name, value in _fields(record).items():
+            if value is not None:
+                line.setdefault(str(name), value)
         for name, value in vars(record).items():
             if name not in _STANDARD and name not in _OWN:
                 line.setdefault(name, value)
@@ -221,13 +225,16 @@ class _StandIn(_Handler):
         self._logger.setLevel(self._had_level)
 
 
-def _access_figures(record: logging.LogRecord) -> str:
+def _fields(record: logging.LogRecord) -> Mapping[Any, Any]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, Mapping) else {}
+
+
+def _waits(record: logging.LogRecord) -> str:
     """The times of an access line, for people: how long the request waited and ran."""
-    parts = []
-    for name, label in (("queue_wait", "waited"), ("run_time", "ran")):
-        seconds = getattr(record, name, None)
-        if isinstance(seconds, int | float):
-            parts.append(f"{label} {seconds:.3f} s" if seconds >= 0.0005 else f"{label} 0 s")
+    fields = _fields(record)
+    times = ((label, fields.get(name)) for name, label in (("queue_wait_ms", "waited"), ("run_ms", "ran")))
+    parts = [f"{label} {ms:.1f} ms" for label, ms in times if isinstance(ms, int | float)]
     return f" ({', '.join(parts)})" if parts else ""
 
 
