@@ -7,6 +7,7 @@
     │   └── Draining               ... because it is shutting down
     ├── QueueFull                  too many requests wait already
     ├── InvalidPayload             the request's payload cannot be used (names the field)
+    │   └── InvalidJson            ... because the body is not a JSON object (says where)
     ├── EncodingError              a result that the wire or JSON cannot carry (names the place)
     ├── RequestTimeout             the deadline passed while the request ran          (also a TimeoutError)
     │   └── QueueTimeout           ... while it still waited
@@ -99,6 +100,19 @@ class InvalidPayload(DrumlineError):
     def __init__(self, message: str, *, detail: list[dict[str, Any]] | None = None) -> None:
         self.detail = detail or [{"loc": ["body"], "msg": message, "type": "value_error"}]
         super().__init__(message)
+
+
+class InvalidJson(InvalidPayload):
+    """The request's body is not a strict JSON object.
+
+    Attributes:
+        position: byte of the body at which reading stopped, or None when no single byte is to blame.
+    """
+
+    def __init__(self, message: str, *, position: int | None = None) -> None:
+        self.position = position
+        loc: list[Any] = ["body"] if position is None else ["body", position]
+        super().__init__(message, detail=[{"loc": loc, "msg": message, "type": "json_invalid"}])
 
 
 class EncodingError(DrumlineError):
