@@ -14,7 +14,8 @@
     ├── RequestCancelled           somebody cancelled the request
     ├── WorkerError                user code raised on a rank
     ├── RankLost                   a rank's process ended
-    └── RankHung                   a rank stopped making progress
+    ├── RankHung                   a rank stopped making progress
+    └── ConnectionFailed           drumline.client: no server there, or the connection broke    (also a ConnectionError)
 
 Errors are data: nothing here knows an HTTP status (``drumline.problems`` maps them at the edge).
 """
@@ -26,7 +27,13 @@ from typing import Any
 
 
 class DrumlineError(Exception):
-    """Base of every error of drumline."""
+    """Base of every error of drumline.
+
+    Attributes:
+        request_id: the request that failed, as far as known; ``drumline.client`` sets it.
+    """
+
+    request_id: str = ""
 
 
 class ConfigurationError(DrumlineError):
@@ -173,6 +180,18 @@ class RankHung(DrumlineError):
         self.step = step
         self.stacks = stacks or {}
         super().__init__(message or f"rank {rank} made no progress (last step {step})")
+
+
+class ConnectionFailed(DrumlineError, ConnectionError):
+    """The server cannot be reached, or the connection ended before the answer did.
+
+    Attributes:
+        sent: True when the request may have reached the server, so that trying again may run it twice.
+    """
+
+    def __init__(self, message: str, *, sent: bool = False) -> None:
+        self.sent = sent
+        super().__init__(message)
 
 
 def describe_exit(exit_code: int | None, signal: int | None) -> str:
