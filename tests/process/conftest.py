@@ -66,7 +66,7 @@ def leftovers(before: Snapshot) -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_temp() -> Iterator[Path]:
-    """A temporary directory of this run's own: whoever else uses the machine, what lies in it was made by these tests."""
+    """A temporary directory of this run's own: what lies in it was made by these tests, not by a neighbour."""
     with tempfile.TemporaryDirectory(prefix="dt-") as name:
         patch = pytest.MonkeyPatch()
         patch.setenv("TMPDIR", name)
