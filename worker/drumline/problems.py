@@ -24,6 +24,7 @@ from drumline.errors import (
     Draining,
     DrumlineError,
     EncodingError,
+    InvalidJson,
     InvalidPayload,
     NotReady,
     QueueFull,
@@ -184,7 +185,7 @@ def from_error(error: BaseException, request_id: str = "", debug: bool = False) 
     """
     if isinstance(error, ProblemError):
         return error.problem
-    if isinstance(error, InvalidPayload):
+    if isinstance(error, InvalidPayload) and not isinstance(error, InvalidJson):
         return validation(error.detail, request_id, title=str(error))
     suffix = outcome(error)
     if suffix == "internal-error":
@@ -213,6 +214,7 @@ _SUFFIXES: tuple[tuple[type[DrumlineError], str], ...] = (
     (NotReady, "not-ready"),
     (SetupFailed, "not-ready"),
     (QueueFull, "queue-full"),
+    (InvalidJson, "invalid-json"),
     (InvalidPayload, "validation-error"),
     (QueueTimeout, "queue-timeout"),
     (RequestTimeout, "request-timeout"),
