@@ -38,9 +38,9 @@ class ParallelSDXL(DistributedWorker):
             folder = tiny_models()
             model, vae = str(folder / "sdxl"), str(folder / "taesd")
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-        self.pipeline = StableDiffusionXLPipeline.from_pretrained(model, torch_dtype=dtype).to(self.device)
+        self.pipeline = StableDiffusionXLPipeline.from_pretrained(model, dtype=dtype).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)  # progress() below says it
-        self.preview_vae = AutoencoderTiny.from_pretrained(vae, torch_dtype=dtype).to(self.device)
+        self.preview_vae = AutoencoderTiny.from_pretrained(vae, dtype=dtype).to(self.device)
 
     def __call__(
         self,
