@@ -28,6 +28,9 @@ from drumline.traversal import Walker, is_plain, safe_text
 
 __all__ = ["Buffer", "EncodedImage", "Packed", "from_json", "pack", "snapshot", "to_json", "unpack"]
 
+_encode = attachments.encode
+_packed = tuple.__new__  # a third of the time of Packed(...)
+
 INLINE_LIMIT = 65536
 RESULT_QUALITY = 95
 
@@ -65,7 +68,7 @@ def pack(
     careful = False
     try:
         if is_plain(value):
-            return Packed(attachments.encode(value), [])
+            return _packed(Packed, (_encode(value), []))
     except (OverflowError, UnicodeEncodeError):
         careful = True  # an integer beyond 64 bits or a lone surrogate
     except (RecursionError, MemoryError, RuntimeError) as error:

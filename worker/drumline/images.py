@@ -237,7 +237,7 @@ def _common_mode(image: Image) -> Image:
         if isinstance(low, int | float) and isinstance(high, int | float) and low >= 0 and high <= 0xFFFF:
             return image.convert("I;16")
         raise UnfitError(
-            f"an image of mode I with values from {low} to {high}; scale it to 0..65535, or return an array"
+            f"an image of mode I with values {low} to {high}; scale it to 0..65535, or return an array"
         )
     if mode == "F":
         raise UnfitError("an image of mode F (float pixels); return .convert('L') or 'RGB', or return an array")

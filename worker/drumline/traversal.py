@@ -31,7 +31,6 @@ LEAVES = frozenset({str, int, float, bool, type(None)})
 _CAREFUL_LEAVES = frozenset({float, bool, type(None)})
 _KEYS = frozenset({str, int})
 _CONTAINERS = frozenset({dict, list, tuple})
-_PLAIN = LEAVES | _CONTAINERS
 _LISTS = (
     list,
     tuple,
@@ -44,23 +43,29 @@ _LISTS = (
     collections.abc.ItemsView,
 )
 _SHOWN_PARTS = 12
+_LARGE = 64
 
 
 def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
-    """Tell whether msgpack carries ``value`` as it is (but for integers and texts out of range)."""
+    """Tell whether msgpack carries ``value`` as it is (but for integers and texts out of range).
+
+    Every request and result passes here, so it is written for speed: a loop beats sets while containers are small.
+    """
     kind = type(value)
     if kind is dict:
-        if not _KEYS.issuperset(map(type, value)):
-            return False
+        for key in value:
+            if type(key) is not str and type(key) is not int:
+                return False
         value = value.values()
-    elif kind not in _CONTAINERS:
+    elif kind is not list and kind is not tuple:
         return kind in LEAVES
-    kinds = set(map(type, value))
-    if kinds <= LEAVES:
+    if len(value) > _LARGE and LEAVES.issuperset(map(type, value)):
         return True
-    if depth == 0 or not kinds <= _PLAIN:
-        return False
-    return all(is_plain(item, depth - 1) for item in value if type(item) in _CONTAINERS)
+    for item in value:
+        kind = type(item)
+        if kind not in LEAVES and (kind not in _CONTAINERS or depth == 0 or not is_plain(item, depth - 1)):
+            return False
+    return True
 
 
 class RefusedError(Exception):  # internal: becomes an EncodingError at the top of the walk
