@@ -17,16 +17,21 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
     message: str
     traceback: str = ""
     detail: bytes = b""  # JSON list of {"loc", "msg", "type"}; only for kind "invalid"
-    kind: str = "worker"  # worker | invalid (the payload does not fit) | encoding (the result cannot be carried)
+    # worker | invalid (the payload does not fit) | encoding (the result cannot be carried) | peer (another rank is gone)
+    kind: str = "worker"
 
 
 # --- runner -> rank
 
 
 class Setup(msgspec.Struct, array_like=True, tag=1, frozen=True):
-    """Join the process group, build the worker, run ``setup(**kwargs)``. ``kwargs``: packed dict."""
+    """Join the process group, build the worker, run ``setup(**kwargs)``, then one warm-up request if there is one.
+
+    ``kwargs``, ``warmup``: packed dicts, without buffers of their own beside the message for ``warmup``.
+    """
 
     kwargs: bytes
+    warmup: bytes = b""
 
 
 class Call(msgspec.Struct, array_like=True, tag=2, frozen=True):
@@ -50,13 +55,7 @@ class Teardown(msgspec.Struct, array_like=True, tag=3, frozen=True):
     """Run ``teardown()``, leave the process group, exit 0."""
 
 
-class Release(msgspec.Struct, array_like=True, tag=4, frozen=True):
-    """The runner no longer reads shared-memory segment ``segment`` of this rank."""
-
-    segment: int
-
-
-RunnerMessage = Setup | Call | Teardown | Release
+RunnerMessage = Setup | Call | Teardown
 
 # --- rank -> runner
 
@@ -76,11 +75,10 @@ class SetupRaised(msgspec.Struct, array_like=True, tag=12, frozen=True):
 
 
 class Update(msgspec.Struct, array_like=True, tag=13, frozen=True):
-    """One ``add_streaming_result``/``progress`` (packed value), or ``add_streaming_error`` when ``failure`` is set."""
+    """One ``add_streaming_result`` or ``progress``: a packed value."""
 
     sequence: int
     value: bytes
-    failure: Failure | None = None
 
 
 class Returned(msgspec.Struct, array_like=True, tag=14, frozen=True):

@@ -1,0 +1,1 @@
+"""The runner: starts a group of ranks, gives them requests, watches them, restarts them."""

@@ -1,0 +1,1 @@
+"""Channels between the runner and its ranks: one port, two adapters."""

@@ -1,0 +1,189 @@
+"""Local channel: one inherited stream socket pair per rank; no name, no address, nobody else can connect.
+
+EOF arrives after the rank's last message, so death and data are ordered. ``SOCK_STREAM`` because macOS has no
+``SOCK_SEQPACKET`` (docs/adr/0003).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from drumline import descriptors, framing
+from drumline.runner.channel.port import OnClosed, OnMessage, RankEnd
+from drumline.segments import Buffer, SegmentReader, place_transient
+
+_CHUNK = 256 << 10
+
+
+class _Peer:
+    """The runner's end for one rank."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.socket, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.setblocking(False)
+        self.reader = framing.FrameReader()
+        self.segments = SegmentReader()
+        self.descriptors: list[int] = []
+        self.outgoing: deque[tuple[bytes, list[int]]] = deque()
+        self.closed = False
+
+
+class LocalChannel:
+    """Socket pairs for ``world_size`` ranks of one incarnation."""
+
+    def __init__(self, world_size: int) -> None:
+        self._peers = [_Peer(rank) for rank in range(world_size)]
+        self._chunk = bytearray(_CHUNK)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_message: OnMessage
+        self._on_closed: OnClosed
+
+    def open(self, on_message: OnMessage, on_closed: OnClosed) -> None:
+        """See the port."""
+        self._loop = asyncio.get_running_loop()
+        self._on_message, self._on_closed = on_message, on_closed
+        for peer in self._peers:
+            self._loop.add_reader(peer.socket.fileno(), self._readable, peer)
+
+    def rank_end(self, rank: int) -> RankEnd:
+        """See the port."""
+        return RankEnd(descriptor=self._peers[rank].theirs.fileno())
+
+    def release_rank_end(self, rank: int) -> None:
+        """See the port."""
+        self._peers[rank].theirs.close()
+
+    def _readable(self, peer: _Peer) -> None:
+        if peer.closed:
+            return
+        try:
+            size, ancillary, _, _ = peer.socket.recvmsg_into([self._chunk], descriptors.ANCILLARY)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            size, ancillary = 0, []
+        if ancillary:
+            peer.descriptors += descriptors.received(ancillary)
+        if not size:
+            self._lose(peer)
+            return
+        # Frames are cut before the first is delivered: delivering may read this socket again (drain).
+        try:
+            frames = list(peer.reader.feed(memoryview(self._chunk)[:size]))
+            for header, message in frames:
+                self._deliver(peer, header, message)
+        except ValueError:
+            self._lose(peer)
+
+    def _deliver(self, peer: _Peer, header: bytes, message: bytes) -> None:
+        buffers: list[Any] = []
+        if header:
+            placement = framing.decode_placement(header)
+            buffers = peer.segments.read(placement, peer.descriptors)
+            if placement.message_in_segment:
+                message = bytes(buffers.pop(0))
+        self._on_message(peer.rank, message, buffers)
+
+    def drain(self, rank: int) -> None:
+        """See the port."""
+        peer = self._peers[rank]
+        while not peer.closed:
+            try:
+                if not peer.socket.recv(1, socket.MSG_PEEK):
+                    return
+            except OSError:
+                return
+            self._readable(peer)
+
+    def _lose(self, peer: _Peer) -> None:
+        if peer.closed:
+            return
+        self._close_peer(peer)
+        self._on_closed(peer.rank)
+
+    def send(self, ranks: Sequence[int], message: bytes, buffers: Sequence[Buffer] = ()) -> None:
+        """See the port."""
+        header, descriptor = b"", None
+        if buffers or len(message) > framing.INLINE_MESSAGE:
+            inline = len(message) <= framing.INLINE_MESSAGE
+            placement, descriptor = place_transient(buffers if inline else [message, *buffers])
+            if not inline:
+                placement = framing.Placement(placement.places, placement.new, [], True)
+                message = b""
+            header = framing.encode_placement(placement)
+        frame = framing.PREFIX.pack(len(header) + len(message), len(header)) + header + message
+        try:
+            for rank in ranks:
+                self._send(self._peers[rank], frame, descriptor)
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _send(self, peer: _Peer, frame: bytes, descriptor: int | None) -> None:
+        if peer.closed:
+            return
+        if not peer.outgoing:
+            try:
+                if descriptor is None:
+                    sent = peer.socket.send(frame)
+                else:
+                    sent = socket.send_fds(peer.socket, [frame], [descriptor])
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                return  # its EOF is on the way and tells the story
+            if sent == len(frame):
+                return
+            if sent:
+                frame, descriptor = frame[sent:], None
+            assert self._loop is not None
+            self._loop.add_writer(peer.socket.fileno(), self._writable, peer)
+        peer.outgoing.append((frame, [os.dup(descriptor)] if descriptor is not None else []))
+
+    def _writable(self, peer: _Peer) -> None:
+        while peer.outgoing and not peer.closed:
+            frame, fds = peer.outgoing[0]
+            try:
+                sent = socket.send_fds(peer.socket, [frame], fds) if fds else peer.socket.send(frame)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                sent = len(frame)
+            if sent:
+                for descriptor in fds:
+                    os.close(descriptor)
+                fds = []
+            peer.outgoing[0] = (frame[sent:], fds)
+            if not peer.outgoing[0][0]:
+                peer.outgoing.popleft()
+        if self._loop is not None and not peer.closed:
+            self._loop.remove_writer(peer.socket.fileno())
+
+    def _close_peer(self, peer: _Peer) -> None:
+        if peer.closed:
+            return
+        peer.closed = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(peer.socket.fileno())
+            self._loop.remove_writer(peer.socket.fileno())
+        for _, fds in peer.outgoing:
+            for descriptor in fds:
+                os.close(descriptor)
+        peer.outgoing.clear()
+        for descriptor in peer.descriptors:
+            os.close(descriptor)
+        peer.descriptors.clear()
+        peer.socket.close()
+        peer.theirs.close()
+        peer.segments.close()
+
+    def close(self) -> None:
+        """See the port."""
+        for peer in self._peers:
+            self._close_peer(peer)

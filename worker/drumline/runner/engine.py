@@ -1,0 +1,434 @@
+"""Performs the state machine's effects: between :class:`Group` (decides), :class:`Incarnation` (processes), tickets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from drumline import nursery_protocol as wire
+from drumline import protocol, targets
+from drumline.codec import Packed
+from drumline.errors import DrumlineError, EncodingError, InvalidPayload, RankHung, RankLost, SetupFailed, WorkerError
+from drumline.protocol import Failure
+from drumline.runner import state
+from drumline.runner.channel.port import Channel
+from drumline.runner.incarnation import Incarnation, make_on_report
+from drumline.runner.nursery import NurseryHandle
+from drumline.runner.observer import Observer
+from drumline.runner.state import Answer, Group, State
+from drumline.runner.ticket import Ticket
+
+log = logging.getLogger("drumline.runner")
+
+
+@dataclass
+class Plan:
+    """What every incarnation is started with."""
+
+    reference: str
+    template: wire.RankConfig
+    cwd: str | None
+    method: str
+    make_channel: Callable[[int], Channel]
+    setup: tuple[bytes, list[Any]]
+    warmup: bytes
+    startup_timeout: float
+    hang_timeout: float
+
+
+class Engine:
+    """Runs one group on the event loop that it is made on."""
+
+    def __init__(self, group: Group, plan: Plan, observers: list[Observer], on_change: Callable[[], None]) -> None:
+        self.group = group
+        self.plan = plan
+        self.incarnation: Incarnation | None = None
+        self.nursery: NurseryHandle | None = None
+        self.tickets: dict[int, Ticket] = {}
+        self.started: asyncio.Future[None]
+        self.ended: asyncio.Future[None]
+        self.loop = asyncio.get_running_loop()
+        self._observers = observers
+        self._on_change = on_change
+        self._pending: deque[state.Effect] = deque()
+        self._performing = False
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._flight: Ticket | None = None
+        self._flight_sequence = 0
+        self._hang_watch: asyncio.TimerHandle | None = None
+        self._renew_nursery = False
+
+    # -- effects
+
+    def perform(self, effects: Iterable[state.Effect]) -> None:
+        """Perform ``effects`` in order; what they cause is performed after them."""
+        self._pending.extend(effects)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._pending:
+                self._perform(self._pending.popleft())
+        finally:
+            self._performing = False
+
+    def _perform(self, effect: state.Effect) -> None:  # noqa: C901
+        match effect:
+            case state.Send():
+                self._send(effect)
+            case state.Resolve():
+                self._resolve(effect.number, effect.error)
+            case state.StopRequest():
+                if self.incarnation is not None:
+                    self.incarnation.page.request_stop(effect.sequence)
+            case state.Arm():
+                self._disarm(effect.timer)
+                self._timers[effect.timer] = self.loop.call_later(effect.seconds, self._fired, effect.timer)
+            case state.Disarm():
+                self._disarm(effect.timer)
+            case state.Launch():
+                self._spawn_task(self._launch(effect.incarnation))
+            case state.Kill():
+                self._kill()
+            case state.SendTeardown():
+                if self.incarnation is not None:
+                    self.incarnation.channel.send(range(self.group.world_size), protocol.encode(protocol.Teardown()))
+            case state.Started():
+                if not self.started.done():
+                    if effect.error is None:
+                        self.started.set_result(None)
+                    else:
+                        self.started.set_exception(effect.error)
+                        self.started.exception()
+            case state.Restarting():
+                log.warning("restarting the group: %s", self.group.last_failure)
+                for observer in self._observers:
+                    observer.group_restarted(effect.reason)
+            case state.GaveUp():
+                log.error("giving up after %d restarts: %s", self.group.restarts, effect.error)
+            case state.Ended():
+                if not self.ended.done():
+                    self.ended.set_result(None)
+        if not isinstance(effect, state.Send | state.Resolve | state.Arm | state.Disarm):
+            self._on_change()
+
+    def _spawn_task(self, coroutine: Any) -> None:
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _disarm(self, timer: str) -> None:
+        handle = self._timers.pop(timer, None)
+        if handle is not None:
+            handle.cancel()
+
+    def _fired(self, timer: state.Timer) -> None:
+        self._timers.pop(timer, None)
+        self.perform(self.group.fired(timer, self.now))
+
+    @property
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+    # -- start and end of processes
+
+    def start(self) -> None:
+        """Begin the first start; ``started`` tells how it went."""
+        self.started, self.ended = self.loop.create_future(), self.loop.create_future()
+        self.perform(self.group.start())
+
+    def prepare_nursery(self) -> NurseryHandle:
+        """Return the living nursery, starting one if there is none."""
+        if self._directory is None:
+            self._directory = tempfile.TemporaryDirectory(prefix="drumline-", ignore_cleanup_errors=True)
+        if self.nursery is None or not self.nursery.alive:
+            on_report = make_on_report(lambda: self.incarnation)
+            self.nursery = NurseryHandle(self._directory.name, on_report, self._nursery_lost)
+            os.makedirs(self._directory.name, mode=0o700, exist_ok=True)
+            self.nursery.start(self.plan.reference, self.plan.cwd, self.plan.method)
+        return self.nursery
+
+    def reload(self) -> None:
+        """Replace the nursery, which holds the old code, and the ranks."""
+        self._renew_nursery = True
+        self.perform(self.group.renew())
+
+    async def _launch(self, number: int) -> None:
+        self._arm_startup(number)
+        try:
+            if self._renew_nursery and self.nursery is not None:
+                self._renew_nursery = False
+                old, self.nursery = self.nursery, None
+                await old.close()
+            nursery = self.prepare_nursery()
+            description = await nursery.preloaded()
+            if description.kind == "app":
+                raise SetupFailed("the target is an App, not a DistributedWorker; run it with `drumline run`", rank=-1)
+            if self._directory is None or number != self.group.incarnation or self.group.state == State.STOPPING:
+                self._no_processes(number)
+                return
+            template = msgspec.structs.replace(
+                self.plan.template,
+                reference=description.reference,
+                store=os.path.join(self._directory.name, f"store-{number}"),
+            )
+            channel = self.plan.make_channel(number)
+            self.incarnation = incarnation = Incarnation(number, nursery, channel, template, self)
+            incarnation.launch()
+            data, buffers = self.plan.setup
+            message = protocol.encode(protocol.Setup(data, self.plan.warmup))
+            incarnation.channel.send(range(self.group.world_size), message, buffers)
+            self._on_change()
+        except DrumlineError as error:
+            self._launch_failed(error, number)
+        except Exception as error:
+            log.exception("the group could not be started")
+            self._launch_failed(SetupFailed(str(error), rank=-1, exception_type=type(error).__name__), number)
+
+    def _launch_failed(self, error: DrumlineError, number: int) -> None:
+        self.perform(self.group.lost(error, self.now))
+        self._no_processes(number)
+
+    def _no_processes(self, number: int) -> None:
+        if self.incarnation is None or self.incarnation.number != number:
+            self.on_gone()
+
+    def _arm_startup(self, number: int) -> None:
+        self._disarm("startup")
+        self._timers["startup"] = self.loop.call_later(self.plan.startup_timeout, self._startup_expired, number)
+
+    def _startup_expired(self, number: int) -> None:
+        self._timers.pop("startup", None)
+        if number != self.group.incarnation or self.group.state not in (State.STARTING, State.RESTARTING):
+            return
+        missing = sorted(set(range(self.group.world_size)) - self.group.ready_ranks)
+        text = f"setup() did not return within {self.plan.startup_timeout:g} s on rank {', '.join(map(str, missing))}"
+        self.perform(self.group.lost(SetupFailed(text, rank=missing[0] if missing else -1), self.now))
+        if self.incarnation is None or self.incarnation.number != number:
+            if self.nursery is not None:
+                self.nursery.kill()  # it is still importing
+            self.on_gone()
+
+    def _kill(self) -> None:
+        incarnation = self.incarnation
+        if incarnation is not None and incarnation.number == self.group.incarnation:
+            incarnation.kill()
+        elif self.group.state in (State.STOPPING, State.FAILED):
+            self.loop.call_soon(self.on_gone)
+
+    def _nursery_lost(self) -> None:
+        if self.incarnation is not None:
+            self.incarnation.nursery_lost()
+            error = RankLost(-1, reason="ParentLost", message="the ranks' parent process ended, and they with it")
+            self.perform(self.group.lost(error, self.now))
+
+    async def close(self) -> None:
+        """Release everything; every process is gone afterwards."""
+        for timer in list(self._timers):
+            self._disarm(timer)
+        if self._hang_watch is not None:
+            self._hang_watch.cancel()
+            self._hang_watch = None
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.incarnation is not None:
+            self.incarnation.close()
+        if self.nursery is not None:
+            await self.nursery.close()
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
+
+    def abandon(self) -> None:
+        """At interpreter exit without ``stop()``: end all processes, wait for nothing else."""
+        if self.nursery is not None:
+            self.nursery.abandon()
+        if self._directory is not None:
+            self._directory.cleanup()
+
+    # -- requests
+
+    def add(self, ticket: Ticket) -> None:
+        """Give the group a new request."""
+        self.tickets[ticket.number] = ticket
+        for observer in self._observers:
+            observer.request_queued(ticket)
+        self.perform(self.group.submit(ticket.number, ticket.caller))
+
+    def _send(self, effect: state.Send) -> None:
+        ticket, incarnation = self.tickets[effect.number], self.incarnation
+        assert incarnation is not None
+        payload = ticket.payload
+        assert payload is not None
+        ticket.started_at = now = self.now
+        ticket.queue_wait = now - ticket.queued_at
+        self._flight, self._flight_sequence = ticket, effect.sequence
+        incarnation.set_request_id(ticket.request_id)
+        call = protocol.Call(
+            effect.sequence, ticket.request_id, payload.data, ticket.streaming, ticket.images, ticket.deadline,
+            dict(ticket.headers),
+        )  # fmt: skip
+        incarnation.channel.send(range(self.group.world_size), protocol.encode(call), payload.buffers)
+        if self._hang_watch is None:
+            self._hang_watch = self.loop.call_later(self.plan.hang_timeout, self._look_for_hang)
+        for observer in self._observers:
+            observer.request_started(ticket)
+
+    def _resolve(self, number: int, error: DrumlineError | None) -> None:
+        ticket = self.tickets.pop(number)
+        if error is None and ticket.value is None:
+            ticket.value = Packed(b"\xc0", [])
+        ticket.finish(error)
+        for observer in self._observers:
+            observer.request_finished(ticket)
+
+    # -- events of the incarnation
+
+    def on_message(self, rank: int, data: bytes, buffers: list[Any]) -> None:
+        """See :class:`drumline.runner.incarnation.Events`."""
+        try:
+            message = protocol.decode_rank_message(data)
+        except msgspec.MsgspecError as error:
+            self.perform(self.group.lost(RankLost(rank, reason="Protocol", message=f"rank {rank}: {error}"), self.now))
+            return
+        match message:
+            case protocol.Update():
+                self._update(message, buffers)
+            case protocol.Returned():
+                if rank == 0 and message.sequence == self._flight_sequence and self._flight is not None:
+                    self._flight.value = Packed(message.value, buffers)
+                self._answered(rank, message.sequence, Answer(message.collectives))
+            case protocol.Raised():
+                error, peer = from_failure(rank, message.failure)
+                self._answered(rank, message.sequence, Answer(message.collectives, error, peer))
+            case protocol.Stopped():
+                if self._flight is not None and message.sequence == self._flight_sequence:
+                    self._flight.stopped_steps[rank] = message.step
+                self._answered(rank, message.sequence, Answer(message.collectives, step=message.step))
+            case protocol.Ready():
+                self._ready(rank, message)
+            case protocol.SetupRaised():
+                failure = message.failure
+                setup_error = SetupFailed(
+                    failure.message,
+                    rank=rank,
+                    exception_type=failure.exception_type,
+                    remote_traceback=failure.traceback,
+                )
+                self.perform(self.group.setup_failed(rank, setup_error, peer=failure.kind == "peer", now=self.now))
+            case protocol.TornDown():
+                torn = from_failure(rank, message.failure)[0] if message.failure else None
+                self.perform(self.group.torn_down(rank, torn))
+
+    def _update(self, message: protocol.Update, buffers: list[Any]) -> None:
+        ticket = self._flight
+        if ticket is None or message.sequence != self._flight_sequence:
+            return
+        if ticket.first_event_at is None:
+            ticket.first_event_at = self.now
+            for observer in self._observers:
+                observer.first_event(ticket, ticket.first_event_at - ticket.queued_at)
+        ticket.push(Packed(message.value, buffers))
+
+    def _answered(self, rank: int, sequence: int, answer: Answer) -> None:
+        assert self.incarnation is not None
+        self.incarnation.drain_output(rank)
+        self.perform(self.group.answered(rank, sequence, answer, self.now))
+
+    def _ready(self, rank: int, message: protocol.Ready) -> None:
+        assert self.incarnation is not None
+        incarnation = self.incarnation
+        incarnation.ranks[rank].state, incarnation.ranks[rank].device = "ready", message.device
+        effects = self.group.rank_ready(rank)
+        if self.group.state == State.READY and len(self.group.ready_ranks) == self.group.world_size:
+            self._disarm("startup")
+            seconds = self.now - incarnation.launched_at
+            log.info("%d ranks ready on %s (%s) after %.2f s", self.group.world_size, message.device.split(":")[0],
+                     message.backend, seconds)  # fmt: skip
+            for observer in self._observers:
+                observer.setup_finished(seconds)
+        self.perform(effects)
+        self._on_change()
+
+    def on_exited(self, rank: int, exit_code: int | None, number: int | None) -> None:
+        """See :class:`drumline.runner.incarnation.Events`."""
+        self.perform(self.group.exited(rank, RankLost(rank, exit_code=exit_code, signal=number), self.now))
+        self._on_change()
+
+    def on_paused(self, rank: int, paused: bool) -> None:
+        """See :class:`drumline.runner.incarnation.Events`."""
+        timer = f"paused-{rank}"
+        self._disarm(timer)
+        if paused:
+            self._timers[timer] = self.loop.call_later(self.plan.hang_timeout, self._paused_too_long, rank)
+        self._on_change()
+
+    def _paused_too_long(self, rank: int) -> None:
+        step = self.incarnation.page.step(rank) if self.incarnation is not None else 0
+        text = f"rank {rank} was stopped by a signal {self.plan.hang_timeout:g} s ago and not continued"
+        self.perform(self.group.lost(RankHung(rank, step=step, message=text), self.now))
+
+    def on_gone(self) -> None:
+        """See :class:`drumline.runner.incarnation.Events`."""
+        for timer in [t for t in self._timers if t.startswith("paused-")]:
+            self._disarm(timer)
+        self._flight = None
+        self.perform(self.group.gone())
+        self._on_change()
+
+    # -- hang
+
+    def _look_for_hang(self) -> None:
+        self._hang_watch = None
+        flight, incarnation = self.group.flight, self.incarnation
+        if flight is None or incarnation is None or self._flight is None or self._flight.started_at is None:
+            return
+        waiting = [r for r in range(self.group.world_size) if r not in flight.answers]
+        # The group hangs when none of the ranks that still owe an answer has shown progress for so long.
+        last = max([self._flight.started_at, *(incarnation.page.last_sign(r) for r in waiting)])
+        left = last + self.plan.hang_timeout - self.now
+        if left > 0:
+            self._hang_watch = self.loop.call_later(left, self._look_for_hang)
+        else:
+            self._spawn_task(self._hung(incarnation, flight, waiting))
+
+    async def _hung(self, incarnation: Incarnation, flight: state.Flight, waiting: list[int]) -> None:
+        stacks = await incarnation.collect_stacks()
+        if self.group.flight is not flight or self.incarnation is not incarnation:
+            return
+        rank = incarnation.behind(waiting, stacks)
+        step = incarnation.page.step(rank)
+        text = f"rank {rank} made no progress for {self.plan.hang_timeout:g} s (step {step})"
+        for number, stack in stacks.items():
+            log.error("stacks of hung rank %d:\n%s", number, stack)
+        self.perform(self.group.lost(RankHung(rank, step=step, stacks=stacks, message=text), self.now))
+
+
+def from_failure(rank: int, failure: Failure) -> tuple[DrumlineError, bool]:
+    """Return a rank's failure as the error for the caller, and whether it only says that a peer is gone."""
+    if failure.kind == "invalid":
+        return InvalidPayload(failure.message, detail=msgspec.json.decode(failure.detail)), False
+    if failure.kind == "encoding":
+        return EncodingError(failure.message), False
+    error = WorkerError(
+        failure.message, rank=rank, exception_type=failure.exception_type, remote_traceback=failure.traceback
+    )
+    return error, failure.kind == "peer"
+
+
+def reference_of(worker: type | str) -> str:
+    """Return what the nursery imports for ``worker``."""
+    return worker if isinstance(worker, str) else targets.class_reference(worker)

@@ -1,0 +1,59 @@
+"""What ranks print: read from their pipes, cut into lines, logged with rank and request id."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from drumline.rank_output import LineSplitter, log_rank_line
+
+_CHUNK = 64 << 10
+
+
+class Output:
+    """The reading end of one process's output pipe. ``rank`` is -1 for the nursery."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.request_id = ""
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        self._lines = LineSplitter()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._reader, self.drain)
+        self._open = True
+
+    def release_writer(self) -> None:
+        """The process has its copy of the writing end."""
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+    def drain(self) -> None:
+        """Log what has been written so far."""
+        while self._open:
+            try:
+                data = os.read(self._reader, _CHUNK)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+                return
+            self._log(self._lines.feed(data))
+
+    def _log(self, lines: list[bytes]) -> None:
+        for line in lines:
+            log_rank_line(line, rank=self.rank, request_id=self.request_id)
+
+    def close(self) -> None:
+        """Log the rest and close."""
+        if not self._open:
+            return
+        self._open = False
+        self._log(self._lines.flush())
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._reader)
+        os.close(self._reader)
+        self.release_writer()

@@ -1,0 +1,229 @@
+"""One request as its caller sees it: updates while it runs, then a result or an error."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final
+
+from drumline import codec, problems, sse
+from drumline.codec import Packed
+from drumline.errors import DrumlineError, RequestCancelled, RequestTimeout
+
+_BIG = 1 << 20
+
+
+class _Idle:
+    def __repr__(self) -> str:
+        return "IDLE"
+
+
+#: What :meth:`Ticket.next` returns when nothing came within its time-out.
+IDLE: Final = _Idle()
+
+
+class Ticket:
+    """A request that the runner has accepted.
+
+    Attributes:
+        request_id: the caller's name for it.
+        queue_wait: seconds it waited for its turn; None until it is given to the ranks.
+        run_time: seconds from then to its end; None until it is over or when it never ran.
+        outcome: ``ok`` or the suffix of its problem type; None until it is over.
+        stopped_steps: for a cancelled request, the step at which each rank left it.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        request_id: str,
+        caller: str,
+        payload: Packed,
+        *,
+        streaming: bool,
+        images: str,
+        deadline: float,
+        headers: Mapping[str, str],
+        buffer_limit: int,
+        cancel: Callable[[int, DrumlineError], None],
+    ) -> None:
+        self.number = number
+        self.request_id = request_id
+        self.caller = caller
+        self.payload: Packed | None = payload
+        self.streaming = streaming
+        self.images = images
+        self.deadline = deadline
+        self.headers = headers
+        self.queued_at = time.monotonic()
+        self.started_at: float | None = None
+        self.first_event_at: float | None = None
+        self.queue_wait: float | None = None
+        self.run_time: float | None = None
+        self.outcome: str | None = None
+        self.stopped_steps: dict[int, int] = {}
+        self.value: Packed | None = None
+        self.timers: list[asyncio.TimerHandle] = []
+        self._cancel = cancel
+        self._buffer_limit = buffer_limit
+        self._buffered = 0
+        self._updates: deque[Packed] = deque()
+        self._error: DrumlineError | None = None
+        self._over = False
+        self._waiters: list[asyncio.Future[None]] = []
+        self._silence_limit: float | None = None
+        self._silence: asyncio.TimerHandle | None = None
+
+    @property
+    def done(self) -> bool:
+        """True when the request is over (updates may still wait to be read)."""
+        return self._over
+
+    # -- the runner's side
+
+    def push(self, update: Packed) -> None:
+        """Keep one update for the reader; too many unread bytes cancel the request."""
+        if self._over:
+            return
+        self._updates.append(update)
+        self._buffered += size_of(update)
+        if self._silence is not None:
+            self._watch_silence()
+        if self._buffered > self._buffer_limit:
+            limit = self._buffer_limit >> 20
+            self.cancel(f"the reader is too slow: more than {limit} MiB of updates wait for it")
+        self._wake()
+
+    def finish(self, error: DrumlineError | None) -> None:
+        """End the request, with :attr:`value` when ``error`` is None."""
+        now = time.monotonic()
+        if self.started_at is not None:
+            self.run_time = now - self.started_at
+        else:
+            self.queue_wait = now - self.queued_at
+        self._over, self._error = True, error
+        self.outcome = "ok" if error is None else problems.outcome(error)
+        if error is not None:
+            self.value = None
+        self.payload = None
+        for timer in self.timers:
+            timer.cancel()
+        self.timers.clear()
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- the caller's side
+
+    def cancel(self, reason: str = "the request was cancelled") -> None:
+        """Cancel the request; it ends soon with ``RequestCancelled``. Without effect when it is over."""
+        if not self._over:
+            self._cancel(self.number, RequestCancelled(reason))
+
+    def limit_silence(self, seconds: float | None) -> None:
+        """Cancel the request when ``seconds`` pass without an update; None sets no limit."""
+        self._silence_limit = seconds
+        self._watch_silence()
+
+    def _watch_silence(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+        if self._silence_limit is not None and not self._over:
+            self._silence = asyncio.get_running_loop().call_later(self._silence_limit, self._silent)
+
+    def _silent(self) -> None:
+        if not self._over:
+            error = RequestTimeout(f"no update for {self._silence_limit:g} s")
+            self._cancel(self.number, error)
+
+    async def wait(self) -> None:
+        """Wait for the end, however it is."""
+        while not self._over:
+            await self._changed()
+
+    async def _changed(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    async def result(self) -> Packed:
+        """Wait for the end and return rank 0's value as it lies on the wire.
+
+        Raises:
+            DrumlineError: how the request failed.
+        """
+        while not self._over:
+            await self._changed()
+        if self._error is not None:
+            raise self._error
+        assert self.value is not None
+        return self.value
+
+    async def next(self, timeout: float | None = None) -> Packed | _Idle | None:
+        """Return the next update; None when the request is over and all were read; IDLE after ``timeout`` seconds."""
+        while not self._updates:
+            if self._over:
+                return None
+            if timeout is None:
+                await self._changed()
+                continue
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._changed()
+            except TimeoutError:
+                return IDLE
+        update = self._updates.popleft()
+        self._buffered -= size_of(update)
+        return update
+
+    async def updates(self) -> AsyncIterator[Packed]:
+        """Yield every update in order; ends when the request is over, however it ended (see :meth:`result`)."""
+        while isinstance(update := await self.next(), Packed):
+            yield update
+
+    async def text_events(self, keepalive: float = 15.0) -> AsyncIterator[bytes]:
+        """Yield the request as server-sent events: updates, pings in silence, exactly one terminal event.
+
+        Closing the iterator early cancels the request. Never raises what the request failed with: that is the terminal
+        event.
+
+        Args:
+            keepalive: longest silence in seconds.
+        """
+        id = 0
+        try:
+            while (update := await self.next(keepalive)) is not None:
+                if isinstance(update, _Idle):
+                    yield sse.PING
+                    continue
+                yield sse.update(id, await to_json(update))
+                id += 1
+            yield sse.result(id, await to_json(await self.result()))
+        except DrumlineError as error:
+            self.cancel(f"an update could not be sent: {error}")
+            yield sse.error(id, problems.from_error(error, self.request_id).body())
+        finally:
+            self.cancel("the reader went away")
+
+
+def size_of(packed: Packed) -> int:
+    """Return the bytes that ``packed`` holds."""
+    return len(packed.data) + sum(memoryview(b).nbytes for b in packed.buffers)
+
+
+async def to_json(packed: Packed) -> bytes:
+    """Return ``packed`` as JSON; large values are encoded in a thread so that nobody else waits."""
+    if size_of(packed) < _BIG:
+        return codec.to_json(packed.data, packed.buffers)
+    encoded: Any = await asyncio.to_thread(codec.to_json, packed.data, packed.buffers)
+    return bytes(encoded)

@@ -1,0 +1,206 @@
+"""Shared-memory segments: large buffers are copied once by the sender and read in place by the receiver.
+
+A segment is an anonymous file: one header page, then data. The header's first word says whether the receiver still reads
+the data: the sender sets it before it sends, the receiver clears it when the last Python object on top of the data is
+gone. So a pool needs no message to get a segment back, and pages stay warm: a fresh mapping would cost 26 times the copy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from drumline.framing import NewSegment, Place, Placement
+from drumline.page import create_file
+
+HEADER = 4096
+_ALIGN = 64
+#: Free memory that a pool keeps for the next results.
+KEPT_FREE_BYTES = 512 << 20
+Buffer = bytes | bytearray | memoryview
+
+_POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
+
+
+def _capacity(size: int) -> int:
+    """Round up so that slightly different results fit the same segment: powers of two, then steps of 64 MiB."""
+    step = 64 << 20
+    if size >= step:
+        return -(-size // step) * step
+    capacity = 256 << 10
+    while capacity < size:
+        capacity *= 2
+    return capacity
+
+
+def _length(buffer: Buffer) -> int:
+    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+
+
+class _Segment:
+    def __init__(self, id: int, descriptor: int, size: int) -> None:
+        self.id = id
+        self.size = size
+        self.descriptor = descriptor
+        self.map = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | _POPULATE)
+        self.view = memoryview(self.map)
+        self._word = self.view[:8].cast("Q")
+
+    @property
+    def capacity(self) -> int:
+        return self.size - HEADER
+
+    @property
+    def leased(self) -> bool:
+        return bool(self._word[0])
+
+    def lease(self) -> None:
+        self._word[0] = 1
+
+    def close(self) -> None:
+        self._word.release()
+        self.view.release()
+        self.map.close()
+        os.close(self.descriptor)
+
+
+class SegmentPool:
+    """The sender's segments. Not thread-safe: the channel's send lock guards it."""
+
+    def __init__(self) -> None:
+        self._segments: list[_Segment] = []
+        self._next_id = 1
+
+    def place(self, buffers: Sequence[Buffer]) -> tuple[Placement, list[int]]:
+        """Copy ``buffers`` into one segment; return where they lie and the descriptors that must travel along."""
+        offsets, at = [], HEADER
+        for buffer in buffers:
+            offsets.append(at)
+            at += -(-_length(buffer) // _ALIGN) * _ALIGN
+        segment, new = self._take(at - HEADER)
+        for offset, buffer in zip(offsets, buffers, strict=True):
+            flat = memoryview(buffer).cast("B") if isinstance(buffer, memoryview) else buffer
+            segment.view[offset : offset + len(flat)] = flat
+        segment.lease()
+        places = [Place(segment.id, offset, _length(b)) for offset, b in zip(offsets, buffers, strict=True)]
+        placement = Placement(
+            places, [NewSegment(segment.id, segment.size)] if new else [], [] if not new else self._drop_surplus(segment)
+        )
+        return placement, [segment.descriptor] if new else []
+
+    def _take(self, size: int) -> tuple[_Segment, bool]:
+        free = [s for s in self._segments if s.capacity >= size and not s.leased]
+        if free:
+            return min(free, key=lambda s: s.capacity), False
+        total = HEADER + _capacity(size)
+        segment = _Segment(self._next_id, create_file("results", total), total)
+        self._next_id += 1
+        self._segments.append(segment)
+        return segment, True
+
+    def _drop_surplus(self, keep: _Segment) -> list[int]:
+        dropped = []
+        free = [s for s in self._segments if s is not keep and not s.leased]
+        kept = sum(s.size for s in free)
+        for segment in sorted(free, key=lambda s: s.size):
+            if kept <= KEPT_FREE_BYTES:
+                break
+            kept -= segment.size
+            self._segments.remove(segment)
+            segment.close()
+            dropped.append(segment.id)
+        return dropped
+
+    def close(self) -> None:
+        """Unmap everything; data that the receiver still reads stays valid there."""
+        for segment in self._segments:
+            segment.close()
+        self._segments.clear()
+
+
+def place_transient(buffers: Sequence[Buffer]) -> tuple[Placement, int]:
+    """Copy ``buffers`` into a new file that is written once; return where they lie and its descriptor (the caller's)."""
+    offsets, at = [], 0
+    for buffer in buffers:
+        offsets.append(at)
+        at += -(-_length(buffer) // _ALIGN) * _ALIGN
+    size = max(at, 1)
+    descriptor = create_file("payload", size)
+    with mmap.mmap(descriptor, size) as mapped, memoryview(mapped) as view:
+        for offset, buffer in zip(offsets, buffers, strict=True):
+            flat = memoryview(buffer).cast("B") if isinstance(buffer, memoryview) else buffer
+            view[offset : offset + len(flat)] = flat
+    places = [Place(0, offset, _length(b)) for offset, b in zip(offsets, buffers, strict=True)]
+    return Placement(places, [NewSegment(0, size, transient=True)]), descriptor
+
+
+class _Claim:
+    """Keeps a segment leased while any of the frame's buffers lives."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._mapped = mapped
+
+    def __del__(self) -> None:
+        self._mapped[:8] = b"\0" * 8
+
+
+_lease_types: dict[int, type[ctypes.Array[ctypes.c_char]]] = {}
+
+
+def _lease_type(length: int) -> type[ctypes.Array[ctypes.c_char]]:
+    # A subclass written in Python, because only that may carry attributes (the claim).
+    if length not in _lease_types:
+        if len(_lease_types) > 256:
+            _lease_types.clear()
+        _lease_types[length] = type("Lease", (ctypes.c_char * length,), {})
+    return _lease_types[length]
+
+
+class SegmentReader:
+    """The receiver's mappings of one sender's segments."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def read(self, placement: Placement, descriptors: list[int]) -> list[Any]:
+        """Return one writable buffer object per place, without a copy; takes over (and closes) ``descriptors``.
+
+        The data stays valid while the objects live; afterwards the sender may reuse the memory.
+
+        Raises:
+            ValueError: the frame names a segment or range that does not exist.
+        """
+        transient: dict[int, mmap.mmap] = {}
+        for new in placement.new:
+            if not descriptors:
+                raise ValueError("a frame announces a segment without its descriptor")
+            descriptor = descriptors.pop(0)
+            try:
+                if new.transient:
+                    transient[new.id] = mmap.mmap(descriptor, new.size, flags=mmap.MAP_PRIVATE)
+                else:
+                    self._maps[new.id] = mmap.mmap(descriptor, new.size, flags=mmap.MAP_SHARED | _POPULATE)
+            finally:
+                os.close(descriptor)
+        for id in placement.dropped:
+            self._maps.pop(id, None)
+        buffers: list[Any] = []
+        claims: dict[int, _Claim] = {}
+        for place in placement.places:
+            mapped = transient.get(place.segment) or self._maps.get(place.segment)
+            if mapped is None or place.offset + place.length > len(mapped):
+                raise ValueError(f"segment {place.segment} is not known or too small")
+            lease = _lease_type(place.length).from_buffer(mapped, place.offset)
+            if place.segment not in transient:
+                if place.segment not in claims:
+                    claims[place.segment] = _Claim(mapped)
+                lease.claim = claims[place.segment]  # type: ignore[attr-defined]
+            buffers.append(lease)
+        return buffers
+
+    def close(self) -> None:
+        """Forget all mappings; those with living buffers are unmapped when the buffers go."""
+        self._maps.clear()
