@@ -123,14 +123,14 @@ def launch_plan(text: str, *, folder: Path | None = None, **overrides: Any) -> L
     given = {name: value for name, value in overrides.items() if value is not None}
     if target.kind != "manifest":
         return LaunchPlan(RunnerSettings.checked({"target": target.reference, "name": target.title, **given}), {})
-    from drumline.api import v1alpha1
+    from drumline.api import manifests
 
     assert target.path is not None
-    app = v1alpha1.load_manifest(target.path)
-    settings = v1alpha1.to_settings(app, folder=target.path.parent)
+    app = manifests.load_manifest(target.path)
+    settings = manifests.to_settings(app, folder=target.path.parent)
     if given:
         settings = RunnerSettings.checked({**settings.model_dump(), **given})
-    return LaunchPlan(settings, v1alpha1.plain_env(app), v1alpha1.local_notes(app))
+    return LaunchPlan(settings, manifests.plain_env(app), manifests.local_notes(app))
 
 
 def resolve(reference: str) -> type:

@@ -1,0 +1,1 @@
+"""Public, versioned shapes: the custom resources and the manifests that hold them."""
