@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
+import keyword
 import sys
 import traceback
 from dataclasses import dataclass
@@ -258,7 +259,7 @@ def _not_a_target(text: str, path: Path) -> str:
 
 
 def _is_dotted(text: str) -> bool:
-    return all(part.isidentifier() for part in text.split("."))
+    return all(part.isidentifier() and not keyword.iskeyword(part) for part in text.split("."))
 
 
 def _prefer(folder: str) -> None:
@@ -271,14 +272,14 @@ def _prefer(folder: str) -> None:
 def _module_name(file: Path) -> tuple[Path, str]:
     """The folder to put on ``sys.path`` and the module name for ``file`` (see :func:`load_file`)."""
     root, parts = file.parent, [file.stem]
-    while (root / "__init__.py").is_file() and root.name.isidentifier():
+    while (root / "__init__.py").is_file() and _is_dotted(root.name):
         parts.insert(0, root.name)
         root = root.parent
     name = ".".join(parts)
-    if len(parts) > 1 and parts[-1].isidentifier():
+    if len(parts) > 1 and _is_dotted(name):
         return root, name
     root = file.parent
-    if file.stem.isidentifier() and not _taken(file, root):
+    if _is_dotted(file.stem) and not _taken(file, root):
         return root, file.stem
     digest = hashlib.sha256(str(file).encode()).hexdigest()[:8]
     return root, f"{''.join(c if c.isalnum() else '_' for c in file.stem)}_{digest}"
