@@ -76,7 +76,7 @@ class RunnerSettings(BaseModel):
     cancel_grace: float = Field(default=10.0, ge=0, description="time for ranks to come back after a cancel or error")
     drain_delay: float = Field(default=3.0, ge=0, description="after SIGTERM keep accepting this long, unready")
     drain_timeout: float = Field(default=600.0, ge=0, description="time for requests in flight after that")
-    restart: RestartSettings = Field(default_factory=RestartSettings)
+    restart: RestartSettings = Field(default_factory=RestartSettings, description="how often a group may be restarted")
 
     @property
     def app_id(self) -> str:

@@ -1,0 +1,135 @@
+"""The documentation names what exists, and everything that exists is documented."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from drumline import contract, errors, nursery_protocol, problems, protocol
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+MAKEFILE = (ROOT / "Makefile").read_text()
+PAGES = [path for path in sorted(ROOT.rglob("*.md")) if not {".venv", ".cache", "build"} & set(path.parts)]
+
+page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain}
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@page
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), f"{target} does not exist"
+        assert linked.is_relative_to(ROOT), f"{target} is outside the project"
+        if anchor:
+            assert anchor in anchors(linked), f"{target}: no such heading"
+
+
+@page
+def test_make_targets_exist(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+    commands = re.findall(r"(?:^|`|&& )make ([a-z][a-z -]*[a-z])", path.read_text(), re.MULTILINE)
+    named = {word for command in commands for word in command.split()}
+    assert named <= targets
+
+
+@page
+def test_code_blocks_are_well_formed(path: Path) -> None:
+    for code in blocks(path, "python"):
+        ast.parse(code)
+    for document in blocks(path, "yaml"):
+        list(yaml.safe_load_all(document))
+    for text in blocks(path, "json"):
+        json.loads(text)
+
+
+def test_the_readme_shows_the_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert {"make demo", "make test"} <= set(re.findall(r"make [a-z-]+", readme))
+
+
+def test_every_target_is_explained() -> None:
+    phony = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split()
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"make ([a-z-]+)", shown)) == set(phony)
+
+
+# -- reference
+
+
+def setting_rows(model: type[BaseModel], prefix: str) -> list[str]:
+    rows = []
+    for name, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+        if isinstance(default, BaseModel):
+            default = default.model_dump(exclude_defaults=True)
+        shown = default if isinstance(default, str) else json.dumps(default)
+        rows.append(
+            f"| `{prefix}{name.upper() if prefix else name}` | {f'`{shown}`' if shown else ''} | {field.description} |"
+        )
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix"), [(contract.RunnerSettings, contract.ENV_PREFIX), (contract.RestartSettings, "")]
+)
+def test_settings_are_documented(model: type[BaseModel], prefix: str) -> None:
+    text = (REFERENCE / "settings.md").read_text()
+    missing = [row for row in setting_rows(model, prefix) if row not in text]
+    assert not missing, "add to docs/reference/settings.md:\n" + "\n".join(missing)
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    named = set(re.findall(r"DRUMLINE_[A-Z_]+[A-Z]", "".join(path.read_text() for path in PAGES)))
+    assert named <= {contract.ENV_PREFIX + name.upper() for name in contract.RunnerSettings.model_fields}
+
+
+def test_errors_are_documented() -> None:
+    text = (REFERENCE / "errors.md").read_text()
+    classes = [name for name, value in vars(errors).items() if isinstance(value, type) and not name.startswith("_")]
+    assert [name for name in classes if f"`{name}`" not in text] == []
+
+
+def test_problem_types_are_documented() -> None:
+    text = (REFERENCE / "errors.md").read_text()
+    missing = [
+        f"{status} `{suffix}`"
+        for suffix, (status, _) in problems.CATALOGUE.items()
+        if not re.search(rf"^\| {status} \| `{suffix}` \|", text, re.MULTILINE)
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("vocabulary", [protocol, nursery_protocol], ids=lambda module: module.__name__)
+def test_messages_are_documented(vocabulary: ModuleType) -> None:
+    text = (ROOT / "docs" / "architecture" / "worker.md").read_text()
+    tagged = [
+        name
+        for name, value in vars(vocabulary).items()
+        if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__struct_config__.tag is not None
+    ]
+    assert [name for name in tagged if f"| `{name}` |" not in text] == []
