@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel
 
 from drumline import contract, errors, nursery_protocol, problems, protocol
+from drumline.server.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -110,8 +111,12 @@ def test_no_setting_is_documented_that_does_not_exist() -> None:
 
 def test_errors_are_documented() -> None:
     text = (REFERENCE / "errors.md").read_text()
-    classes = [name for name, value in vars(errors).items() if isinstance(value, type) and not name.startswith("_")]
-    assert [name for name in classes if f"`{name}`" not in text] == []
+    public = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.DrumlineError) and not name.startswith("_")
+    ]
+    assert [name for name in public if f"| `{name}` |" not in text] == []
 
 
 def test_problem_types_are_documented() -> None:
@@ -133,3 +138,17 @@ def test_messages_are_documented(vocabulary: ModuleType) -> None:
         if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__struct_config__.tag is not None
     ]
     assert [name for name in tagged if f"| `{name}` |" not in text] == []
+
+
+def test_metrics_are_documented() -> None:
+    text = (REFERENCE / "metrics.md").read_text()
+    known = {
+        family.name + ("_total" if family.type == "counter" else "") for family in Metrics(lambda: []).registry.collect()
+    }
+    assert known
+    assert set(re.findall(r"^\| `(drumline_\w+)", text, re.MULTILINE)) == known
+
+
+def test_reserved_routes_are_documented() -> None:
+    text = (REFERENCE / "http.md").read_text()
+    assert [path for path in contract.RESERVED_PATHS if f"{path}" not in text] == []
