@@ -1,0 +1,93 @@
+"""Other processes of a bench: servers that are waited for, and the load client."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+@dataclass
+class Load:
+    """What the load client saw.
+
+    Attributes:
+        latencies: seconds per request, in the order of the answers.
+        served: answers per connection.
+        seconds: length of the measured time.
+        delays: for streams, seconds from the sending of each update to its arrival.
+        firsts: for streams, seconds from the request to its first update.
+    """
+
+    latencies: list[float]
+    served: list[int]
+    seconds: float
+    delays: list[float]
+    firsts: list[float]
+
+    @property
+    def per_second(self) -> float:
+        """Answers a second, all connections together."""
+        return sum(self.served) / self.seconds
+
+
+@dataclass(frozen=True)
+class Http:
+    """A server on a port of this machine."""
+
+    port: int
+
+    def wait_until_up(self, process: subprocess.Popen[bytes], path: str = "/readyz", timeout: float = 120) -> None:
+        """Return when ``GET path`` answers 200.
+
+        Raises:
+            RuntimeError: the process ended, or the time is over.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=35)
+                connection.request("GET", path)
+                answer = connection.getresponse()
+                body = answer.read()
+                if answer.status == 200:
+                    return
+                # Up, but not ready: the server tells when its status has changed.
+                version = json.loads(body).get("version", 0)
+                connection.request("GET", f"/status?since={version}")
+                connection.getresponse().read()
+            except (ConnectionError, ValueError):
+                try:  # not listening yet: the process's end is the only thing that can be waited for
+                    code = process.wait(timeout=0.02)
+                except subprocess.TimeoutExpired:
+                    continue
+                raise RuntimeError(f"{process.args!r} ended with {code}") from None
+            finally:
+                connection.close()
+        raise RuntimeError(f"no answer from port {self.port} in {timeout} s")
+
+    async def load(self, body: dict[str, Any], *, connections: int = 1, path: str = "/", **options: float) -> Load:
+        """Run the load client in its own process; ``options`` are its ``--requests``, ``--seconds``, ``--warmup``."""
+        command = [sys.executable, "-m", "bench.http_load", "--port", str(self.port), "--path", path]
+        command += ["--connections", str(connections), "--body", json.dumps(body)]
+        for name, value in options.items():
+            command += [f"--{name}", str(value)]
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        out, _ = await process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"the load client failed with {process.returncode}")
+        return Load(**json.loads(out))
