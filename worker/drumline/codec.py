@@ -179,11 +179,10 @@ class _Copier(Walker):
         return bytes(value)
 
     def tensor(self, value: Any) -> Any:
-        value = value.detach()
-        return value.cpu() if value.device.type != "cpu" else value.clone()
+        return tensors.copied_tensor(value)
 
     def array(self, value: Any) -> Any:
-        return value.copy()
+        return tensors.copied_array(value)
 
     def image(self, value: Any) -> Any:
         return value.copy()

@@ -24,8 +24,8 @@ class UnfitError(Exception):  # internal: becomes an EncodingError that names th
     """A value that has a type which can be carried, but a state which cannot; the text ends with the cure."""
 
 
-def tensor_bytes(tensor: Any) -> tuple[str, tuple[int, ...], Buffer]:
-    """Return dtype name, shape and the memory of ``tensor`` (a view of it when it is contiguous and on the CPU).
+def plain_tensor(tensor: Any) -> Any:
+    """Return ``tensor`` detached, strided and on the CPU; it shares memory with a tensor that was so before.
 
     Raises:
         UnfitError: a sparse, quantised, nested, meta or distributed tensor.
@@ -46,17 +46,31 @@ def tensor_bytes(tensor: Any) -> tuple[str, tuple[int, ...], Buffer]:
         if tensor.device.type == "meta":
             raise UnfitError("a tensor on the meta device; it has no values")
         tensor = tensor.cpu()
-    dtype = tensor.dtype
-    if dtype.is_complex:
+    if tensor.dtype.is_complex:
         tensor = tensor.resolve_conj()
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
-    tensor = tensor.contiguous()
-    shape = tuple(tensor.shape)
-    if tensor.numel() == 0:
-        return str(dtype)[6:], shape, b""
-    # Through uint8, because numpy has no bfloat16 and no float8.
-    return str(dtype)[6:], shape, memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
+
+
+def copied_tensor(tensor: Any) -> Any:
+    """Return a plain copy on the CPU; raises as :func:`plain_tensor`."""
+    plain = plain_tensor(tensor)
+    return plain.clone() if tensor.device.type == "cpu" else plain
+
+
+def tensor_bytes(tensor: Any) -> tuple[str, tuple[int, ...], Buffer]:
+    """Return dtype name, shape and the memory of ``tensor`` (a view of it when it is contiguous and on the CPU).
+
+    Raises:
+        UnfitError: as :func:`plain_tensor`.
+    """
+    tensor = plain_tensor(tensor).contiguous()
+    dtype, shape, count = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.numel()
+    if count == 0:
+        return dtype, shape, b""
+    # as_strided: a side of length 1 may have any stride and still count as contiguous. Through uint8, because numpy has
+    # no bfloat16 and no float8.
+    flat = tensor.as_strided((count,), (1,)).view(sys.modules["torch"].uint8)
+    return dtype, shape, memoryview(flat.numpy())
 
 
 def build_tensor(header: Tensor, buffers: list[Buffer]) -> Any:
@@ -79,18 +93,31 @@ def build_tensor(header: Tensor, buffers: list[Buffer]) -> Any:
     return torch.frombuffer(content, dtype=torch.uint8).view(dtype).view(header.shape)
 
 
-def array_bytes(array: Any) -> tuple[Descr, tuple[int, ...], bool, Buffer]:
-    """Return dtype, shape, whether the order is Fortran's, and the memory of ``array`` (a view when contiguous).
+def plain_array(array: Any) -> tuple[Descr, Any]:
+    """Return its dtype for the wire, and ``array`` without the behaviour of a subclass.
 
     Raises:
         UnfitError: object, masked or extension dtypes.
     """
-    numpy = sys.modules["numpy"]
     masked = sys.modules.get("numpy.ma")
     if masked is not None and isinstance(array, masked.MaskedArray):
         raise UnfitError("a masked array; return .filled(value)")
-    descr = _descr(array.dtype)
-    array = numpy.asarray(array)
+    return _descr(array.dtype), sys.modules["numpy"].asarray(array)
+
+
+def copied_array(array: Any) -> Any:
+    """Return a plain copy; raises as :func:`plain_array`."""
+    return plain_array(array)[1].copy("K")
+
+
+def array_bytes(array: Any) -> tuple[Descr, tuple[int, ...], bool, Buffer]:
+    """Return dtype, shape, whether the order is Fortran's, and the memory of ``array`` (a view when contiguous).
+
+    Raises:
+        UnfitError: as :func:`plain_array`.
+    """
+    numpy = sys.modules["numpy"]
+    descr, array = plain_array(array)
     shape = tuple(array.shape)
     if array.nbytes == 0:
         return descr, shape, False, b""
@@ -110,7 +137,7 @@ def build_array(header: Array, buffers: list[Buffer]) -> Any:
     except ImportError as error:
         raise EncodingError(f"the value holds a numpy array, but numpy cannot be imported here: {error}") from None
 
-    dtype = numpy.dtype(to_npy_descr(header.descr))
+    dtype = numpy.lib.format.descr_to_dtype(to_npy_descr(header.descr))
     if dtype.hasobject:
         raise EncodingError("the message holds an array of objects, which are never carried")
     content = _checked(resolve(header.content, buffers), header.shape, dtype.itemsize)

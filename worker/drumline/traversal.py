@@ -63,7 +63,7 @@ def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
         return True
     for item in value:
         kind = type(item)
-        if kind not in LEAVES and (kind not in _CONTAINERS or depth == 0 or not is_plain(item, depth - 1)):
+        if kind not in LEAVES and (kind not in _CONTAINERS or depth <= 1 or not is_plain(item, depth - 1)):
             return False
     return True
 
