@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,12 @@ LOCK = (ROOT / "requirements.lock").read_text()
 BLOCKS = re.split(r"\n(?=\S)", LOCK.strip())
 
 
-def wanted() -> list[Requirement]:
+def wanted(*, dev: bool = True) -> list[Requirement]:
     """Direct requirements of a development environment: ours, the extras up to [diffusion], the dev group."""
     extras = PROJECT["project"]["optional-dependencies"]
-    lines, todo = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["dev"]], ["diffusion"]
+    lines, todo = [*PROJECT["project"]["dependencies"]], ["diffusion"]
+    if dev:
+        lines += PROJECT["dependency-groups"]["dev"]
     while todo:
         for line in extras[todo.pop()]:
             requirement = Requirement(line)
@@ -47,6 +52,24 @@ def test_every_requirement_is_locked(requirement: Requirement) -> None:
     for pin in pins:
         (version,) = (specifier.version for specifier in pin.specifier)
         assert requirement.specifier.contains(version, prereleases=True), f"{pin} in requirements.lock: run `make lock`"
+
+
+def test_every_import_is_declared() -> None:
+    # A package that only comes along with another one may go away with it.
+    declared = {canonicalize_name(requirement.name) for requirement in wanted(dev=False)}
+    # pydantic and its core have one version; annotationlib is in the standard library from 3.14 on.
+    owners = metadata.packages_distributions() | {"pydantic_core": ["pydantic"]}
+    known = sys.stdlib_module_names | {"drumline", "annotationlib"}
+    missing = {}
+    for path in sorted((ROOT / "worker" / "drumline").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for top in {name.partition(".")[0] for name in names} - known:
+                if not declared & {canonicalize_name(owner) for owner in owners.get(top, [])}:
+                    missing[top] = str(path.relative_to(ROOT))
+    assert missing == {}
 
 
 def test_nothing_else_is_locked_as_ours() -> None:
