@@ -1,6 +1,6 @@
 """Errors at the edge: an exception becomes a :class:`Problem`: a status and an ``application/problem+json`` body.
 
-    400 invalid-json            413 payload-too-large     415 unsupported-media-type
+    400 invalid-json            400 bad-request           413 payload-too-large     415 unsupported-media-type
     401 unauthorized            403 forbidden             404 not-found             405 method-not-allowed
     408 body-timeout            422 validation-error      429 queue-full            431 headers-too-large
     499 cancelled               500 worker-error          500 encoding-error        500 internal-error
@@ -43,6 +43,7 @@ CONTENT_TYPE = "application/problem+json"
 #: Every problem there is: suffix -> (status, title).
 CATALOGUE: dict[str, tuple[int, str]] = {
     "invalid-json": (400, "The request body is not a JSON object"),
+    "bad-request": (400, "The request is not HTTP"),
     "unauthorized": (401, "An API key is needed"),
     "forbidden": (403, "This API key may not do that"),
     "not-found": (404, "There is nothing here"),

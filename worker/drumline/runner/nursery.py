@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import socket
@@ -192,5 +193,11 @@ def describe_json_schema(description: wire.Preloaded | None) -> dict[str, object
     """Return the request schema of the described worker, or None."""
     if description is None or not description.schema:
         return None
-    schema: dict[str, object] = msgspec.json.decode(description.schema)
+    return _decoded_schema(description.schema)
+
+
+@functools.lru_cache(maxsize=16)
+def _decoded_schema(text: bytes) -> dict[str, object]:
+    """The same object every time: the server compiles it once and asks for it with every request."""
+    schema: dict[str, object] = msgspec.json.decode(text)
     return schema

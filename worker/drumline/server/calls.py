@@ -1,0 +1,170 @@
+"""Invoke and stream of a worker class: the two hot routes, as plain ASGI without a framework in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from drumline import codec, details, sse
+from drumline.contract import RunnerSettings
+from drumline.problems import ProblemError, make
+from drumline.runner.ticket import Ticket, to_json
+from drumline.server import body
+from drumline.server.exchange import Exchange
+from drumline.server.service import Runner
+
+log = logging.getLogger("drumline.server")
+
+#: The run time of one request, and its wait in the queue. The second is what fal's clients send as ``start_timeout``.
+RUN_TIMEOUT_HEADER = "x-request-timeout"
+QUEUE_TIMEOUT_HEADER = "x-fal-request-timeout"
+_IMAGE_FORMATS = {"jpeg": "jpeg", "jpg": "jpeg", "png": "png", "webp": "webp"}
+
+#: Request headers that a worker may see; never credentials.
+PASSED_HEADERS = frozenset(
+    {
+        b"accept-language",
+        b"traceparent",
+        b"tracestate",
+        b"user-agent",
+        b"x-fal-endpoint",
+        b"x-fal-object-lifecycle-preference",
+        b"x-fal-queue-priority",
+        b"x-fal-request-id",
+        b"x-fal-runner-hint",
+        b"x-request-id",
+    }
+)
+#: A disconnect is looked for once a request has run this long; most have an answer before that.
+_WATCH_AFTER = 0.01
+
+
+class Calls:
+    """Serves ``POST /`` and ``POST /stream`` from one runner."""
+
+    def __init__(self, runner: Runner, settings: RunnerSettings) -> None:
+        self._runner = runner
+        self._settings = settings
+        self._check = body.PayloadCheck()
+
+    async def invoke(self, exchange: Exchange) -> None:
+        """Answer with the result as JSON, or with a problem."""
+        ticket = await self._submit(exchange, streaming=False)
+        exchange.tickets = 1
+        watch = _Watch(exchange, ticket)
+        try:
+            text = await to_json(await ticket.result())
+        finally:
+            watch.stop()
+            if not ticket.done:
+                ticket.cancel("the server stopped serving this request")
+            exchange.add(ticket)
+        exchange.outcome = "ok"
+        await exchange.json(text)
+
+    async def stream(self, exchange: Exchange) -> None:
+        """Answer with an event stream; what is wrong before the request is queued is a problem, not an event."""
+        ticket = await self._submit(exchange, streaming=True)
+        exchange.tickets = 1
+        watch = _Watch(exchange, ticket)
+        try:
+            await exchange.start(200, sse.HEADERS)
+            async with contextlib.aclosing(ticket.text_events(self._settings.stream_keepalive)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    await exchange.part(event)
+            await exchange.end()
+        finally:
+            watch.stop()
+            if not ticket.done:
+                ticket.cancel("the client went away")
+            exchange.outcome = ticket.outcome or "cancelled"
+            exchange.add(ticket)
+
+    async def _submit(self, exchange: Exchange, *, streaming: bool) -> Ticket:
+        limit = self._settings.max_body_bytes
+        body.check_media_type(exchange)
+        body.check_size(exchange, limit)
+        run_timeout = _seconds(exchange.headers, RUN_TIMEOUT_HEADER, self._settings.request_timeout)
+        queue_timeout = _seconds(exchange.headers, QUEUE_TIMEOUT_HEADER, self._settings.queue_timeout)
+        raw = await body.read(exchange, limit)
+        payload = codec.from_json(raw) if raw else {}
+        self._check(payload, self._runner.request_schema)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("payload %s", raw[:4096].decode("utf-8", "replace"), extra={"request_id": exchange.request_id})
+        return self._runner.submit(
+            payload,
+            timeout=run_timeout,
+            queue_timeout=queue_timeout,
+            streaming=streaming,
+            images=_images(payload),
+            request_id=exchange.request_id,
+            caller=exchange.caller,
+            headers=passed_headers(exchange.headers),
+        )
+
+
+class _Watch:
+    """Cancels a ticket when its client goes away before the answer."""
+
+    __slots__ = ("_exchange", "_task", "_ticket", "_timer")
+
+    def __init__(self, exchange: Exchange, ticket: Ticket) -> None:
+        self._exchange = exchange
+        self._ticket = ticket
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._wait())
+
+    async def _wait(self) -> None:
+        while (await self._exchange.receive())["type"] != "http.disconnect":
+            pass
+        self._ticket.cancel("the client went away")
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+
+def passed_headers(headers: Mapping[bytes, bytes]) -> dict[str, str]:
+    """The request headers that user code may see, names in lower case."""
+    return {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in headers.items()
+        if name in PASSED_HEADERS or name.startswith(b"x-drumline-")
+    }
+
+
+def _images(payload: Mapping[str, Any]) -> str:
+    """How images of the result are encoded: the payload's ``image_format`` when it names a format, else JPEG."""
+    wanted = payload.get("image_format")
+    return _IMAGE_FORMATS.get(wanted.lower(), "jpeg") if isinstance(wanted, str) else "jpeg"
+
+
+def _seconds(headers: Mapping[bytes, bytes], name: str, limit: float) -> float:
+    """A time-out from header ``name``; never longer than ``limit``, which is also the default."""
+    raw = headers.get(name.encode())
+    if raw is None:
+        return limit
+    try:
+        seconds = float(raw)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise details.invalid(
+            [details.problem(["header", name], "Input should be a number of seconds greater than 0", "greater_than")]
+        )
+    return min(seconds, limit)
+
+
+def method_not_allowed(method: str, path: str, allowed: str) -> ProblemError:
+    """The 405."""
+    text = f"{method} {path} is not served; use {allowed}."
+    return ProblemError(make("method-not-allowed", text, headers=(("allow", allowed),)))

@@ -1,0 +1,148 @@
+"""uvicorn's HTTP connection, with the bounds that it leaves to others.
+
+uvicorn with httptools closes idle connections after an answer, but waits for ever for a request's headers, takes any
+number of them of any size, and reads for ever what is left of a body that was refused. Here all of that is bounded (see
+``limits``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from drumline import problems
+from drumline.server import limits
+from drumline.server.exchange import ABORT_KEY
+
+
+class _HeadTooLargeError(Exception):
+    pass
+
+
+class Connection(HttpToolsProtocol):
+    """One client connection."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self._in_head = False
+        self._head_bytes = 0
+        self._head_too_large = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._linger: asyncio.TimerHandle | None = None
+
+    # -- the head
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connected; its request has to come."""
+        super().connection_made(transport)
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes arrived."""
+        was_in_head = self._in_head
+        super().data_received(data)
+        if not self._in_head or self.transport.is_closing():
+            return
+        # The head is not complete yet. httptools keeps an unfinished header to itself, so bytes are counted, too.
+        self._head_bytes += len(data) if was_in_head else 0
+        if self._head_bytes > limits.MAX_HEAD_BYTES:
+            self._head_too_large = True
+            self.send_400_response("")
+        elif self._deadline is None:
+            self._arm()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+        self.scope[ABORT_KEY] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header is complete."""
+        self._count(len(name) + len(value))
+        if len(self.headers) >= limits.MAX_HEADERS:
+            self._refuse_head()
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is complete."""
+        self._in_head = False
+        self._disarm()
+        super().on_headers_complete()
+
+    def _count(self, number: int) -> None:
+        self._head_bytes += number
+        if self._head_bytes > limits.MAX_HEAD_BYTES:
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        self._head_too_large = True
+        raise _HeadTooLargeError  # httptools turns it into a parser error, and uvicorn that into send_400_response()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP request, or one with too much of a head, and close."""
+        suffix, text = "bad-request", "What was received is not an HTTP request."
+        if self._head_too_large:
+            suffix = "headers-too-large"
+            text = f"Up to {limits.MAX_HEADERS} headers and {limits.MAX_HEAD_BYTES} bytes are taken."
+        problem = problems.make(suffix, text, limits.request_id())
+        if self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
+            self.transport.close()  # in the middle of another answer: nothing can be said
+            return
+        body = problem.body()
+        headers = [
+            *problem.headers(),
+            ("x-request-id", problem.request_id),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        lines = b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in headers)
+        self.transport.write(STATUS_LINE[problem.status] + lines + b"\r\n" + body)
+        self.transport.close()
+
+    # -- the body of a request that was answered early
+
+    def on_response_complete(self) -> None:
+        """The answer was sent."""
+        super().on_response_complete()
+        if self.cycle.more_body and self._linger is None and not self.transport.is_closing():
+            self._linger = self.loop.call_later(limits.LINGER_SECONDS, self.transport.close)
+
+    def on_message_complete(self) -> None:
+        """The request's body is complete."""
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        if self.cycle is not None and self.cycle.response_complete:
+            self.cycle.more_body = False
+        super().on_message_complete()
+
+    # -- timers
+
+    def _arm(self) -> None:
+        self._deadline = self.loop.call_later(limits.HEAD_SECONDS, self._too_slow)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._disarm()
+        if self._linger is not None:
+            self._linger.cancel()
+        super().connection_lost(exc)
