@@ -63,6 +63,18 @@ class RunnerSettings(BaseModel):
     log_format: Literal["auto", "text", "json"] = Field(default="auto", description="auto: text on a TTY, else json")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="lowest level shown")
 
+    files: str = Field(
+        default="", description="where drumline.toolkit keeps files: data:, dir:/folder?url=... or s3://bucket/prefix"
+    )
+    allow_private_urls: bool = Field(
+        default=False, description="drumline.toolkit may download from loopback and private addresses"
+    )
+
+    files: str = Field(
+        default="", description="where toolkit files go: empty for data URIs, a directory, s3://bucket/prefix"
+    )
+    allow_private_urls: bool = Field(default=False, description="toolkit files may be fetched from private addresses")
+
     startup_timeout: float = Field(default=1800.0, gt=0, description="bound on setup() and the warm-up together")
     request_timeout: float = Field(default=3600.0, gt=0, description="bound on one request's run time")
     queue_timeout: float = Field(default=600.0, gt=0, description="bound on one request's wait in the queue")
