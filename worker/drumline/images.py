@@ -64,8 +64,9 @@ class EncodedImage:
         Raises:
             EncodingError: PIL is not installed or cannot read the file.
         """
-        image: Image = _pil("an encoded image").open(io.BytesIO(memoryview(self.data)))
+        module = _pil("an encoded image")
         try:
+            image: Image = module.open(io.BytesIO(memoryview(self.data)))
             image.load()
         except Exception as error:
             raise EncodingError(f"the {self.content_type} cannot be decoded: {error}") from error
@@ -111,6 +112,8 @@ def build_image(header: Pixels, buffers: list[Buffer]) -> Image:
         EncodingError: the header and the bytes do not belong together, or PIL is not installed.
     """
     content = _pixel_bytes(header, buffers)
+    if (header.palette_mode not in ("", "RGB", "RGBA", "CMYK")) or len(header.palette) > 1024:
+        raise EncodingError("the message holds an image with an impossible palette")
     size = (header.width, header.height)
     module = _pil("an image")
     image: Image = module.frombytes(header.mode, size, content) if len(content) else module.new(header.mode, size)
@@ -138,9 +141,9 @@ def encode_image(image: Image, wanted: tuple[str, str, int], quality: int) -> tu
     kind, content_type, limit = wanted
     if image.mode in _SIXTEEN_BIT or max(image.size) > limit:
         kind = "PNG"
-    elif kind == "JPEG" and _has_alpha(image):
+    elif kind == "JPEG" and image.has_transparency_data:
         image = _without_useless_alpha(image)
-        kind = "PNG" if _has_alpha(image) else "JPEG"
+        kind = "PNG" if image.has_transparency_data else "JPEG"
     options: dict[str, Any] = {}
     if kind == "PNG":
         content_type = "image/png"
@@ -236,18 +239,12 @@ def _common_mode(image: Image) -> Image:
         low, high = image.getextrema()
         if isinstance(low, int | float) and isinstance(high, int | float) and low >= 0 and high <= 0xFFFF:
             return image.convert("I;16")
-        raise UnfitError(
-            f"an image of mode I with values {low} to {high}; scale it to 0..65535, or return an array"
-        )
+        raise UnfitError(f"an image of mode I with values {low} to {high}; scale it to 0..65535, or return an array")
     if mode == "F":
         raise UnfitError("an image of mode F (float pixels); return .convert('L') or 'RGB', or return an array")
     image = image.convert("RGB")  # CMYK, YCbCr, HSV, RGBX; a profile of the old colours no longer fits
     image.info.pop("icc_profile", None)
     return image
-
-
-def _has_alpha(image: Image) -> bool:
-    return image.mode in ("LA", "RGBA") or "transparency" in image.info
 
 
 def _without_useless_alpha(image: Image) -> Image:
@@ -258,7 +255,7 @@ def _without_useless_alpha(image: Image) -> Image:
 
 
 def _plain_mode(image: Image, kind: str) -> Image:
-    if _has_alpha(image):
+    if image.has_transparency_data:
         return image if image.mode == "RGBA" else image.convert("RGBA")
     if image.mode == "1":
         image = image.convert("L")

@@ -101,9 +101,9 @@ def _malformed(message: str, body: bytes) -> InvalidJson:
         return InvalidJson("the body is empty; send a JSON object such as {}", position=0)
     found = re.search(r"\(byte (\d+)\)$", message)
     message = message.removeprefix("JSON is malformed: ")
-    for literal in (b"NaN", b"Infinity"):
-        if found and body.startswith((literal, b"-" + literal), int(found[1])):
-            message = f"{literal.decode()} is not JSON (byte {found[1]})"
+    for literal in ("NaN", "Infinity"):
+        if found and body.startswith(literal.encode(), int(found[1])):
+            message = f"{literal} is not JSON; use null or a string (byte {found[1]})"
     if message.startswith("Input data was truncated"):
         return InvalidJson(f"the body ends too early (byte {len(body)})", position=len(body))
     return InvalidJson(f"the body is not valid JSON: {message}", position=int(found[1]) if found else None)

@@ -31,7 +31,8 @@ SAFETENSORS_DTYPES = {
     "complex64": "C64",
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
-    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }
 
 
@@ -51,15 +52,14 @@ def safetensors_header(header: Tensor, nbytes: int) -> bytes:
 
 
 def npy_header(header: Array) -> bytes:
-    """Return what precedes the elements in an .npy file, format version 1 (2 when the dtype is a very long one)."""
+    """Return what precedes the elements in an .npy file: version 1, or 3 for long or foreign field names."""
     entry = {"descr": to_npy_descr(header.descr), "fortran_order": header.fortran, "shape": header.shape}
-    text = repr(entry).encode("latin-1")
-    magic = b"\x93NUMPY\x01\x00"
-    width = 2
-    if len(text) > 65000:
-        magic, width = b"\x93NUMPY\x02\x00", 4
-    text += b" " * (-(len(magic) + width + len(text) + 1) % 192) + b"\n"
-    return magic + len(text).to_bytes(width, "little") + text
+    text = repr(entry)
+    content, version, width = text.encode(), 3, 4
+    if text.isascii() and len(text) < 65000:
+        version, width = 1, 2
+    content += b" " * (-(8 + width + len(content) + 1) % 192) + b"\n"
+    return b"\x93NUMPY" + bytes((version, 0)) + len(content).to_bytes(width, "little") + content
 
 
 def dtype_name(header: Array) -> str:
