@@ -71,7 +71,7 @@ class RunnerSettings(BaseModel):
     )
 
     files: str = Field(
-        default="", description="where toolkit files go: empty for data URIs, a directory, s3://bucket/prefix"
+        default="", description="where toolkit files go: data:, dir:/folder?url=... or s3://bucket/prefix; empty: data:"
     )
     allow_private_urls: bool = Field(default=False, description="toolkit files may be fetched from private addresses")
 
