@@ -1,4 +1,4 @@
-"""Names that two sides must spell alike: ports, paths, environment variables, and the one class of settings behind them.
+"""Names that two sides must spell alike: ports, paths, environment variables, and the class of settings behind them.
 
 The operator builds a :class:`RunnerSettings` and calls :meth:`RunnerSettings.to_env`; the container calls
 :meth:`RunnerSettings.from_env`. Nobody writes a ``DRUMLINE_*`` variable by hand.
@@ -69,11 +69,6 @@ class RunnerSettings(BaseModel):
     allow_private_urls: bool = Field(
         default=False, description="drumline.toolkit may download from loopback and private addresses"
     )
-
-    files: str = Field(
-        default="", description="where toolkit files go: data:, dir:/folder?url=... or s3://bucket/prefix; empty: data:"
-    )
-    allow_private_urls: bool = Field(default=False, description="toolkit files may be fetched from private addresses")
 
     startup_timeout: float = Field(default=1800.0, gt=0, description="bound on setup() and the warm-up together")
     request_timeout: float = Field(default=3600.0, gt=0, description="bound on one request's run time")
