@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 
@@ -38,6 +39,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     rounds = args.rounds or (2 if args.quick else 7)
+    logging.getLogger("drumline").setLevel(logging.ERROR)  # restarts are part of the bench
     facts = machine()
     rows = uvloop.run(run(rounds, QUICK if args.quick else Effort(), args.only))
     print(table(rows))

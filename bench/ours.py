@@ -153,7 +153,7 @@ async def callers(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     async with running(bench_workers.Echo) as runner:
         await invoke_seconds(runner, 200)
         for _ in range(rounds):
-            ends = time.perf_counter() + CALLERS * effort.caller_calls * 50e-6
+            ends = time.perf_counter() + CALLERS * effort.caller_calls * 150e-6  # about that many calls each
             latencies: list[float] = []
 
             async def caller(ends: float = ends, latencies: list[float] = latencies) -> int:
