@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import subprocess
@@ -14,7 +15,18 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from drumline import contract, errors, nursery_protocol, problems, protocol
+import drumline
+from drumline import (
+    App,
+    DistributedRunner,
+    DistributedWorker,
+    contract,
+    errors,
+    nursery_protocol,
+    problems,
+    protocol,
+    toolkit,
+)
 from drumline.server.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -152,3 +164,12 @@ def test_metrics_are_documented() -> None:
 def test_reserved_routes_are_documented() -> None:
     text = (REFERENCE / "http.md").read_text()
     assert [path for path in contract.RESERVED_PATHS if f"{path}" not in text] == []
+
+
+def test_public_names_are_documented() -> None:
+    words = set(re.findall(r"\w+", (REFERENCE / "python.md").read_text() + (REFERENCE / "errors.md").read_text()))
+    names = {*drumline.__all__, *toolkit.__all__} - {"__version__"}
+    for public in (DistributedRunner, DistributedWorker, App):
+        names |= {name for name in vars(public) if not name.startswith("_") and callable(getattr(public, name))}
+    names |= set(inspect.signature(DistributedRunner).parameters)
+    assert sorted(names - words) == []
