@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from drumline.runner.runner import DistributedRunner
+    from drumline.runner.lifecycle import Lifecycle
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,4 @@ class RequestInfo:
 current_request: ContextVar[RequestInfo | None] = ContextVar("drumline_request", default=None)
 
 #: Runners that were started in this process and not stopped.
-runners: weakref.WeakSet[DistributedRunner] = weakref.WeakSet()
+runners: weakref.WeakSet[Lifecycle] = weakref.WeakSet()

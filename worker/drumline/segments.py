@@ -13,6 +13,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import Buffer
+
 from drumline.framing import NewSegment, Place, Placement
 from drumline.page import create_file
 
@@ -20,7 +22,6 @@ HEADER = 4096
 _ALIGN = 64
 #: Free memory that a pool keeps for the next results.
 KEPT_FREE_BYTES = 512 << 20
-Buffer = bytes | bytearray | memoryview
 
 _POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
 
@@ -36,8 +37,9 @@ def _capacity(size: int) -> int:
     return capacity
 
 
-def _length(buffer: Buffer) -> int:
-    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+def _flat(buffer: Buffer) -> memoryview:
+    view = memoryview(buffer)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
 class _Segment:
@@ -79,15 +81,17 @@ class SegmentPool:
         offsets, at = [], HEADER
         for buffer in buffers:
             offsets.append(at)
-            at += -(-_length(buffer) // _ALIGN) * _ALIGN
+            at += -(-_flat(buffer).nbytes // _ALIGN) * _ALIGN
         segment, new = self._take(at - HEADER)
         for offset, buffer in zip(offsets, buffers, strict=True):
-            flat = memoryview(buffer).cast("B") if isinstance(buffer, memoryview) else buffer
+            flat = _flat(buffer)
             segment.view[offset : offset + len(flat)] = flat
         segment.lease()
-        places = [Place(segment.id, offset, _length(b)) for offset, b in zip(offsets, buffers, strict=True)]
+        places = [Place(segment.id, offset, _flat(b).nbytes) for offset, b in zip(offsets, buffers, strict=True)]
         placement = Placement(
-            places, [NewSegment(segment.id, segment.size)] if new else [], [] if not new else self._drop_surplus(segment)
+            places,
+            [NewSegment(segment.id, segment.size)] if new else [],
+            [] if not new else self._drop_surplus(segment),
         )
         return placement, [segment.descriptor] if new else []
 
@@ -126,14 +130,14 @@ def place_transient(buffers: Sequence[Buffer]) -> tuple[Placement, int]:
     offsets, at = [], 0
     for buffer in buffers:
         offsets.append(at)
-        at += -(-_length(buffer) // _ALIGN) * _ALIGN
+        at += -(-_flat(buffer).nbytes // _ALIGN) * _ALIGN
     size = max(at, 1)
     descriptor = create_file("payload", size)
     with mmap.mmap(descriptor, size) as mapped, memoryview(mapped) as view:
         for offset, buffer in zip(offsets, buffers, strict=True):
-            flat = memoryview(buffer).cast("B") if isinstance(buffer, memoryview) else buffer
+            flat = _flat(buffer)
             view[offset : offset + len(flat)] = flat
-    places = [Place(0, offset, _length(b)) for offset, b in zip(offsets, buffers, strict=True)]
+    places = [Place(0, offset, _flat(b).nbytes) for offset, b in zip(offsets, buffers, strict=True)]
     return Placement(places, [NewSegment(0, size, transient=True)]), descriptor
 
 

@@ -25,11 +25,11 @@ def describe(error: BaseException) -> Failure:
     """Return ``error`` as data; never raises, whatever ``error`` does in its ``__str__``."""
     try:
         message = str(error)
-    except Exception as second:  # noqa: BLE001
+    except Exception as second:
         message = f"<{type(error).__name__} whose __str__ raised {type(second).__name__}>"
     try:
         trace = "".join(traceback.format_exception(error))
-    except Exception:  # noqa: BLE001
+    except Exception:
         trace = ""
     kind, detail = "worker", b""
     if isinstance(error, InvalidPayload):

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -41,7 +42,9 @@ def choose_device(asked: str, backend: str, local_rank: int, world_size: int) ->
             log.warning("%d ranks but %d GPUs: running on the CPU; use -n %d to run on GPUs", world_size, count, count)
         return torch.device("cpu")
     if count == 0:
-        raise DeviceError("no CUDA device is visible; check the driver and CUDA_VISIBLE_DEVICES, or set DRUMLINE_DEVICE=cpu")
+        raise DeviceError(
+            "no CUDA device is visible; check the driver and CUDA_VISIBLE_DEVICES, or set DRUMLINE_DEVICE=cpu"
+        )
     if count < world_size and backend != "gloo":
         raise DeviceError(
             f"{world_size} ranks need {world_size} GPUs, {count} are visible; use -n {count}, or backend=gloo to share GPUs"
@@ -66,7 +69,7 @@ def join(config: RankConfig) -> tuple[torch.device, str]:
         backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
-        store=dist.FileStore(config.store, config.world_size),
+        store=dist.FileStore(config.store, config.world_size),  # type: ignore[attr-defined]  # exported at run time only
         rank=config.rank,
         world_size=config.world_size,
         timeout=timedelta(seconds=config.collective_timeout),
@@ -83,9 +86,11 @@ def reseed() -> None:
         numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
 
 
-def collectives() -> int:
-    """Return how many collectives this rank has begun on the default group."""
-    return int(dist.distributed_c10d._get_default_group()._get_sequence_number_for_group())
+def collectives() -> Callable[[], int]:
+    """Return a function that tells how many collectives this rank has begun on the default group."""
+    group: Any = dist.distributed_c10d._get_default_group()
+    count: Callable[[], int] = group._get_sequence_number_for_group
+    return count
 
 
 def leave() -> None:

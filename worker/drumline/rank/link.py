@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from typing_extensions import Buffer
+
 from drumline import descriptors, framing
-from drumline.segments import Buffer, SegmentPool, SegmentReader
+from drumline.segments import SegmentPool, SegmentReader
 
 _CHUNK = 256 << 10
 
@@ -62,7 +64,8 @@ class LocalLink:
     def send(self, message: bytes, buffers: Sequence[Buffer] = ()) -> None:
         """See :class:`Link`."""
         with self._lock:
-            header, fds = b"", []
+            header: bytes = b""
+            fds: list[int] = []
             if buffers or len(message) > framing.INLINE_MESSAGE:
                 inline = len(message) <= framing.INLINE_MESSAGE
                 placement, fds = self._pool.place(buffers if inline else [message, *buffers])

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Any
 
 from drumline import codec, protocol
@@ -24,11 +23,10 @@ _IDLE = RequestContext()
 class RankLoop:
     """Serve the runner on ``link`` with one worker."""
 
-    def __init__(self, link: Link, page: Page, rank: int, collectives: Callable[[], int]) -> None:
+    def __init__(self, link: Link, page: Page, rank: int) -> None:
         self._link = link
         self._page = page
         self._rank = rank
-        self._collectives = collectives
         self._gate = Gate(page, rank)
         self._updates = Updates(link)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -36,9 +34,22 @@ class RankLoop:
         self._bind: Callable[[dict[str, Any]], dict[str, Any]]
 
     def attach(
-        self, worker: DistributedWorker, bind: Callable[[dict[str, Any]], dict[str, Any]], *, takes_streaming: bool
+        self,
+        worker: DistributedWorker,
+        bind: Callable[[dict[str, Any]], dict[str, Any]],
+        *,
+        takes_streaming: bool,
+        collectives: Callable[[], int],
     ) -> None:
-        """Take the worker to serve; ``bind`` checks a payload and returns keyword arguments."""
+        """Take the worker to serve.
+
+        Args:
+            worker: the user's worker, built but not set up.
+            bind: checks a payload and returns keyword arguments.
+            takes_streaming: whether its ``__call__`` has the parameter ``streaming``.
+            collectives: tells how many collectives this rank has begun.
+        """
+        self._collectives = collectives
         worker._services = Services(
             emit=self._emit, emit_error=self._updates.emit_error, beat=self._beat, reach=self._reach
         )
@@ -70,7 +81,7 @@ class RankLoop:
     def run_user(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call user code; await it when it is a coroutine, on this process's one event loop."""
         result = function(*args, **kwargs)
-        if inspect.isawaitable(result):
+        if type(result) is not dict and inspect.isawaitable(result):
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 asyncio.set_event_loop(self._loop)
@@ -103,9 +114,7 @@ class RankLoop:
         before = self._collectives()
         self._gate.begin(sequence)
         self._updates.begin(sequence, streaming=call.streaming, pixels=call.images == "pixels")
-        worker.request = RequestContext(
-            call.request_id, call.deadline or None, MappingProxyType(call.headers), call.streaming
-        )
+        worker.request = RequestContext(call.request_id, call.deadline or None, call.headers, call.streaming)
         answer: protocol.RankMessage
         out: list[Any] = []
         failed = True
@@ -124,7 +133,7 @@ class RankLoop:
             failed = False
         except RequestCancelled as error:
             answer = protocol.Stopped(sequence, 0, error.step if error.step is not None else self._gate.step)
-        except BaseException as error:  # noqa: BLE001  # user code may raise anything, SystemExit included
+        except BaseException as error:  # user code may raise anything, SystemExit included
             answer = protocol.Raised(sequence, 0, describe(error))
         self._gate.end(failed=failed)
         worker.request = _IDLE
@@ -141,7 +150,7 @@ class RankLoop:
         self._page.beat(self._rank)
         try:
             self.run_user(self._worker.teardown)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             failure = describe(error)
         _flush()
         self._link.send(protocol.encode(protocol.TornDown(failure)))
@@ -160,9 +169,8 @@ def _with_collectives(answer: Any, count: int) -> protocol.RankMessage:
 
 def _flush() -> None:
     # Before the answer, so that the runner knows which request a line belongs to.
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            continue
-
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        return  # user code may have replaced or closed them

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from typing import Any
 
 from drumline import codec, protocol
 from drumline.nursery_protocol import RankConfig
@@ -53,7 +54,7 @@ def _run(config: RankConfig, fds: list[int], worker_class: type) -> int:
     os.close(page_fd)
     link = _link(config, channel)
     page.beat(config.rank)
-    loop = RankLoop(link, page, config.rank, group.collectives)
+    loop = RankLoop(link, page, config.rank)
     began = time.monotonic()
     try:
         data, buffers = link.receive()
@@ -63,14 +64,14 @@ def _run(config: RankConfig, fds: list[int], worker_class: type) -> int:
         worker = construct(worker_class, config)
         worker.device = device
         model = request_model(worker_class)
-        loop.attach(worker, model.bind, takes_streaming=model.takes_streaming)
+        loop.attach(worker, model.bind, takes_streaming=model.takes_streaming, collectives=group.collectives())
         loop.run_user(worker.setup, **codec.unpack(message.kwargs, buffers))
         if message.warmup:
             loop.warm_up(codec.unpack(message.warmup, []))
         del buffers, message
     except (EOFError, BrokenPipeError):
         return 0
-    except BaseException as error:  # noqa: BLE001  # user code may raise anything
+    except BaseException as error:  # user code may raise anything
         failure = describe(error)
         sys.stderr.write(failure.traceback)
         sys.stderr.flush()
@@ -118,7 +119,7 @@ def _link(config: RankConfig, channel: list[int]) -> Link:
     return RemoteLink(config)
 
 
-def construct(worker_class: type, config: RankConfig) -> DistributedWorker:
+def construct(worker_class: Any, config: RankConfig) -> DistributedWorker:
     """Build the worker; its ``__init__`` may take ``(rank, world_size)`` like the base class, or nothing."""
     worker: DistributedWorker = worker_class.__new__(worker_class)
     worker.rank, worker.world_size = config.rank, config.world_size
@@ -127,4 +128,3 @@ def construct(worker_class: type, config: RankConfig) -> DistributedWorker:
     worker_class.__init__(worker, *((config.rank, config.world_size) if takes_two else ()))
     worker.rank, worker.world_size = config.rank, config.world_size
     return worker
-

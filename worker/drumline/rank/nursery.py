@@ -99,9 +99,8 @@ class Nursery:
         try:
             os.chdir(request.cwd)
             import torch
-            import torch.distributed  # noqa: F401
+            import torch.distributed
 
-            import drumline.rank.main
             from drumline import targets
             from drumline.app_kind import kind_of
 
@@ -115,14 +114,14 @@ class Nursery:
                 doc = (cls.__doc__ or "").strip()
             self._worker_class = cls
             reference = targets.class_reference(cls)
-        except BaseException as error:  # noqa: BLE001  # a module may raise anything, SystemExit included
+        except BaseException as error:  # a module may raise anything, SystemExit included
             return wire.PreloadFailed(describe(error))
         method, reason = request.method, "asked for"
         if method == "auto":
             method, reason = "fork", "default"
             if sys.platform == "darwin":
                 method, reason = "spawn", "forking after imports is not safe on macOS"
-            elif torch.cuda.is_initialized():
+            elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 method, reason = "spawn", f"importing {request.reference} initialised CUDA"
         self._method = method
         gc.collect()
@@ -133,10 +132,7 @@ class Nursery:
 
     def _spawn(self, request: wire.Spawn, fds: list[int]) -> None:
         config = request.config
-        if self._method == "fork":
-            pid = self._fork(config, fds)
-        else:
-            pid = self._execute(config, fds)
+        pid = self._fork(config, fds) if self._method == "fork" else self._execute(config, fds)
         self._ranks[pid] = (request.incarnation, config.rank)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)

@@ -40,10 +40,9 @@ class Updates:
         if not self._active:
             return
         images = "pixels" if self._pixels else image_format
-        if images == "pixels" or not holds_image(value):
-            if not self._busy and not self._backlog:
-                self._send(self._sequence, value, images)
-                return
+        if (images == "pixels" or not holds_image(value)) and not self._busy and not self._backlog:
+            self._send(self._sequence, value, images)
+            return
         item = (self._sequence, codec.snapshot(value), images)
         with self._changed:
             while len(self._backlog) >= LONGEST_BACKLOG:
@@ -72,7 +71,7 @@ class Updates:
                 self._changed.notify_all()
             try:
                 self._send(sequence, value, images)
-            except Exception as error:  # noqa: BLE001  # end() raises it where the request can fail of it
+            except Exception as error:  # end() raises it where the request can fail of it
                 self._failure = self._failure or error
             finally:
                 value = None

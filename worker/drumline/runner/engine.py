@@ -9,40 +9,23 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from drumline import nursery_protocol as wire
-from drumline import protocol, targets
+from drumline import protocol
 from drumline.codec import Packed
-from drumline.errors import DrumlineError, EncodingError, InvalidPayload, RankHung, RankLost, SetupFailed, WorkerError
-from drumline.protocol import Failure
-from drumline.runner import state
-from drumline.runner.channel.port import Channel
+from drumline.errors import DrumlineError, RankHung, RankLost, SetupFailed
+from drumline.runner import effects, state, verdicts
+from drumline.runner.effects import Answer
 from drumline.runner.incarnation import Incarnation, make_on_report
 from drumline.runner.nursery import NurseryHandle
 from drumline.runner.observer import Observer
-from drumline.runner.state import Answer, Group, State
+from drumline.runner.plan import Plan
+from drumline.runner.state import Group, State
 from drumline.runner.ticket import Ticket
 
 log = logging.getLogger("drumline.runner")
-
-
-@dataclass
-class Plan:
-    """What every incarnation is started with."""
-
-    reference: str
-    template: wire.RankConfig
-    cwd: str | None
-    method: str
-    make_channel: Callable[[int], Channel]
-    setup: tuple[bytes, list[Any]]
-    warmup: bytes
-    startup_timeout: float
-    hang_timeout: float
 
 
 class Engine:
@@ -59,7 +42,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self._observers = observers
         self._on_change = on_change
-        self._pending: deque[state.Effect] = deque()
+        self._pending: deque[effects.Effect] = deque()
         self._performing = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -71,7 +54,7 @@ class Engine:
 
     # -- effects
 
-    def perform(self, effects: Iterable[state.Effect]) -> None:
+    def perform(self, effects: Iterable[effects.Effect]) -> None:
         """Perform ``effects`` in order; what they cause is performed after them."""
         self._pending.extend(effects)
         if self._performing:
@@ -83,44 +66,48 @@ class Engine:
         finally:
             self._performing = False
 
-    def _perform(self, effect: state.Effect) -> None:  # noqa: C901
+    def _perform(self, effect: effects.Effect) -> None:
+        if isinstance(effect, effects.Send):
+            self._send(effect)
+        elif isinstance(effect, effects.Resolve):
+            self._resolve(effect.number, effect.error)
+        else:
+            self._perform_rare(effect)
+
+    def _perform_rare(self, effect: effects.Effect) -> None:
         match effect:
-            case state.Send():
-                self._send(effect)
-            case state.Resolve():
-                self._resolve(effect.number, effect.error)
-            case state.StopRequest():
+            case effects.StopRequest():
                 if self.incarnation is not None:
                     self.incarnation.page.request_stop(effect.sequence)
-            case state.Arm():
+            case effects.Arm():
                 self._disarm(effect.timer)
                 self._timers[effect.timer] = self.loop.call_later(effect.seconds, self._fired, effect.timer)
-            case state.Disarm():
+            case effects.Disarm():
                 self._disarm(effect.timer)
-            case state.Launch():
+            case effects.Launch():
                 self._spawn_task(self._launch(effect.incarnation))
-            case state.Kill():
+            case effects.Kill():
                 self._kill()
-            case state.SendTeardown():
+            case effects.SendTeardown():
                 if self.incarnation is not None:
                     self.incarnation.channel.send(range(self.group.world_size), protocol.encode(protocol.Teardown()))
-            case state.Started():
+            case effects.Started():
                 if not self.started.done():
                     if effect.error is None:
                         self.started.set_result(None)
                     else:
                         self.started.set_exception(effect.error)
                         self.started.exception()
-            case state.Restarting():
+            case effects.Restarting():
                 log.warning("restarting the group: %s", self.group.last_failure)
                 for observer in self._observers:
                     observer.group_restarted(effect.reason)
-            case state.GaveUp():
+            case effects.GaveUp():
                 log.error("giving up after %d restarts: %s", self.group.restarts, effect.error)
-            case state.Ended():
+            case effects.Ended():
                 if not self.ended.done():
                     self.ended.set_result(None)
-        if not isinstance(effect, state.Send | state.Resolve | state.Arm | state.Disarm):
+        if not isinstance(effect, effects.Arm | effects.Disarm):
             self._on_change()
 
     def _spawn_task(self, coroutine: Any) -> None:
@@ -133,7 +120,7 @@ class Engine:
         if handle is not None:
             handle.cancel()
 
-    def _fired(self, timer: state.Timer) -> None:
+    def _fired(self, timer: effects.Timer) -> None:
         self._timers.pop(timer, None)
         self.perform(self.group.fired(timer, self.now))
 
@@ -268,7 +255,7 @@ class Engine:
             observer.request_queued(ticket)
         self.perform(self.group.submit(ticket.number, ticket.caller))
 
-    def _send(self, effect: state.Send) -> None:
+    def _send(self, effect: effects.Send) -> None:
         ticket, incarnation = self.tickets[effect.number], self.incarnation
         assert incarnation is not None
         payload = ticket.payload
@@ -279,7 +266,7 @@ class Engine:
         incarnation.set_request_id(ticket.request_id)
         call = protocol.Call(
             effect.sequence, ticket.request_id, payload.data, ticket.streaming, ticket.images, ticket.deadline,
-            dict(ticket.headers),
+            ticket.headers,
         )  # fmt: skip
         incarnation.channel.send(range(self.group.world_size), protocol.encode(call), payload.buffers)
         if self._hang_watch is None:
@@ -304,15 +291,20 @@ class Engine:
         except msgspec.MsgspecError as error:
             self.perform(self.group.lost(RankLost(rank, reason="Protocol", message=f"rank {rank}: {error}"), self.now))
             return
+        if isinstance(message, protocol.Returned):
+            flight = self._flight
+            if rank == 0 and flight is not None and message.sequence == self._flight_sequence:
+                flight.value = Packed(message.value, buffers)
+            self._answered(rank, message.sequence, Answer(message.collectives))
+        elif isinstance(message, protocol.Update):
+            self._update(message, buffers)
+        else:
+            self._on_rare_message(rank, message)
+
+    def _on_rare_message(self, rank: int, message: protocol.RankMessage) -> None:
         match message:
-            case protocol.Update():
-                self._update(message, buffers)
-            case protocol.Returned():
-                if rank == 0 and message.sequence == self._flight_sequence and self._flight is not None:
-                    self._flight.value = Packed(message.value, buffers)
-                self._answered(rank, message.sequence, Answer(message.collectives))
             case protocol.Raised():
-                error, peer = from_failure(rank, message.failure)
+                error, peer = verdicts.from_failure(rank, message.failure)
                 self._answered(rank, message.sequence, Answer(message.collectives, error, peer))
             case protocol.Stopped():
                 if self._flight is not None and message.sequence == self._flight_sequence:
@@ -321,16 +313,10 @@ class Engine:
             case protocol.Ready():
                 self._ready(rank, message)
             case protocol.SetupRaised():
-                failure = message.failure
-                setup_error = SetupFailed(
-                    failure.message,
-                    rank=rank,
-                    exception_type=failure.exception_type,
-                    remote_traceback=failure.traceback,
-                )
-                self.perform(self.group.setup_failed(rank, setup_error, peer=failure.kind == "peer", now=self.now))
+                setup_error, peer = verdicts.from_setup(rank, message.failure)
+                self.perform(self.group.setup_failed(rank, setup_error, peer=peer, now=self.now))
             case protocol.TornDown():
-                torn = from_failure(rank, message.failure)[0] if message.failure else None
+                torn = verdicts.from_failure(rank, message.failure)[0] if message.failure else None
                 self.perform(self.group.torn_down(rank, torn))
 
     def _update(self, message: protocol.Update, buffers: list[Any]) -> None:
@@ -415,20 +401,3 @@ class Engine:
         for number, stack in stacks.items():
             log.error("stacks of hung rank %d:\n%s", number, stack)
         self.perform(self.group.lost(RankHung(rank, step=step, stacks=stacks, message=text), self.now))
-
-
-def from_failure(rank: int, failure: Failure) -> tuple[DrumlineError, bool]:
-    """Return a rank's failure as the error for the caller, and whether it only says that a peer is gone."""
-    if failure.kind == "invalid":
-        return InvalidPayload(failure.message, detail=msgspec.json.decode(failure.detail)), False
-    if failure.kind == "encoding":
-        return EncodingError(failure.message), False
-    error = WorkerError(
-        failure.message, rank=rank, exception_type=failure.exception_type, remote_traceback=failure.traceback
-    )
-    return error, failure.kind == "peer"
-
-
-def reference_of(worker: type | str) -> str:
-    """Return what the nursery imports for ``worker``."""
-    return worker if isinstance(worker, str) else targets.class_reference(worker)

@@ -15,10 +15,12 @@ from drumline.page import Page, create_file
 from drumline.runner.channel.port import Channel
 from drumline.runner.nursery import NurseryHandle
 from drumline.runner.output import Output
+from drumline.runner.status import RankStatus, resident_bytes
 
 #: After the last sign of life of a killed group; the kernel needs far less.
 _GONE_SECONDS = 10.0
 _STACKS_SECONDS = 0.5
+_STACKS_SETTLE_SECONDS = 0.02
 
 
 class Events(Protocol):
@@ -54,7 +56,9 @@ class Rank:
 class Incarnation:
     """Processes of one start. ``template`` holds what is the same for every rank."""
 
-    def __init__(self, number: int, nursery: NurseryHandle, channel: Channel, template: wire.RankConfig, events: Events):
+    def __init__(
+        self, number: int, nursery: NurseryHandle, channel: Channel, template: wire.RankConfig, events: Events
+    ):
         self.number = number
         self.world_size = template.world_size
         self.ranks = [Rank() for _ in range(template.world_size)]
@@ -69,6 +73,7 @@ class Incarnation:
         self._gone = False
         self._killed: asyncio.TimerHandle | None = None
         self._closed = False
+        self._collected: asyncio.Event | None = None
 
     # -- start
 
@@ -174,6 +179,19 @@ class Incarnation:
         self._gone = False
         self._check_gone()
 
+    def status(self) -> list[RankStatus]:
+        """Return what is known of each rank now."""
+        found = []
+        for number, rank in enumerate(self.ranks):
+            status = RankStatus(number, rank.pid, "paused" if rank.paused else rank.state, rank.device)
+            if rank.alive:
+                status.rss_bytes = resident_bytes(rank.pid)
+                status.step = self.page.step(number)
+                if status.state == "ready" and self.page.sequence(number):
+                    status.state = "busy"
+            found.append(status)
+        return found
+
     # -- stacks
 
     def _stacks_readable(self, rank: Rank) -> None:
@@ -181,10 +199,12 @@ class Incarnation:
             data = os.read(rank.stacks_reader, 64 << 10)
         except BlockingIOError:
             return
-        if data:
-            rank.stacks += data
-        else:
+        if not data:
             self._close_stacks(rank)
+            return
+        rank.stacks += data
+        if self._collected is not None and all(r.stacks for r in self.ranks if r.alive and not r.paused):
+            self._loop.call_later(_STACKS_SETTLE_SECONDS, self._collected.set)
 
     def _close_stacks(self, rank: Rank) -> None:
         if rank.stacks_reader >= 0:
@@ -198,13 +218,14 @@ class Incarnation:
         for rank in self.ranks:
             rank.stacks.clear()
         self._nursery.signal(self.number, signal.SIGUSR1)
-        over: asyncio.Future[None] = self._loop.create_future()
-        # A signal handler in C writes them within a millisecond; a rank without any by then is stopped or not yet set up.
-        timer = self._loop.call_later(_STACKS_SECONDS, over.set_result, None)
+        # A handler in C writes them in small pieces within a millisecond; one without any by then is stopped or not set up.
+        self._collected = asyncio.Event()
         try:
-            await over
-        finally:
-            timer.cancel()
+            async with asyncio.timeout(_STACKS_SECONDS):
+                await self._collected.wait()
+        except TimeoutError:
+            pass
+        self._collected = None
         return {n: rank.stacks.decode("utf-8", "replace") for n, rank in enumerate(self.ranks) if rank.stacks}
 
     def behind(self, candidates: list[int], stacks: dict[int, str]) -> int:

@@ -132,7 +132,9 @@ class NurseryHandle:
         if not self._open:
             return
         self._disconnect()
-        self._fail(_import_failed(Failure("", "the process that imports the worker's module died; its output is in the log")))
+        self._fail(
+            _import_failed(Failure("", "the process that imports the worker's module died; its output is in the log"))
+        )
         self._on_lost()
 
     def _disconnect(self) -> None:

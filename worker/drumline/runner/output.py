@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import os
+import termios
 
 from drumline.rank_output import LineSplitter, log_rank_line
 
 _CHUNK = 64 << 10
+#: Asking how much there is costs a third of a read that fails, and this is asked with every answer of a rank.
+_waiting = array.array("i", [0])
 
 
 class Output:
@@ -20,7 +25,7 @@ class Output:
         os.set_blocking(self._reader, False)
         self._lines = LineSplitter()
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._reader, self.drain)
+        self._loop.add_reader(self._reader, self._readable)
         self._open = True
 
     def release_writer(self) -> None:
@@ -29,9 +34,15 @@ class Output:
             os.close(self.writer)
             self.writer = -1
 
-    def drain(self) -> None:
-        """Log what has been written so far."""
+    def _readable(self) -> None:
+        self.drain(closing=True)
+
+    def drain(self, *, closing: bool = False) -> None:
+        """Log what has been written so far. ``closing``: also look whether all writers are gone."""
         while self._open:
+            fcntl.ioctl(self._reader, termios.FIONREAD, _waiting)
+            if not _waiting[0] and not closing:
+                return
             try:
                 data = os.read(self._reader, _CHUNK)
             except BlockingIOError:

@@ -14,13 +14,33 @@ ranks have answered the last.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+
+import msgspec
 
 from drumline.contract import RestartSettings
 from drumline.errors import DrumlineError, NotReady, QueueTimeout, RankLost, RequestCancelled, RequestTimeout
 from drumline.runner.admission import FairQueue
+from drumline.runner.effects import (
+    Answer,
+    Arm,
+    Disarm,
+    Effect,
+    Ended,
+    GaveUp,
+    Kill,
+    Launch,
+    Resolve,
+    Restarting,
+    Send,
+    SendTeardown,
+    Started,
+    StopRequest,
+    Timer,
+)
+
+#: How long a rank's "my peer is gone" waits for the peer's own story.
+VERDICT_SECONDS = 1.0
 
 
 class State(StrEnum):
@@ -35,122 +55,12 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-Timer = Literal["grace", "verdict", "backoff"]
-#: How long a rank's "my peer is gone" waits for the peer's own story.
-VERDICT_SECONDS = 1.0
-
-
-# --- effects
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Start the processes of a new incarnation."""
-
-    incarnation: int
-
-
-@dataclass(frozen=True)
-class Kill:
-    """End all processes of the current incarnation now; report when they are gone."""
-
-
-@dataclass(frozen=True)
-class Send:
-    """Give request ``number`` to every rank under ``sequence``."""
-
-    number: int
-    sequence: int
-
-
-@dataclass(frozen=True)
-class StopRequest:
-    """Ask the ranks to leave request ``sequence`` at their next common step."""
-
-    sequence: int
-
-
-@dataclass(frozen=True)
-class Resolve:
-    """Request ``number`` is over: with rank 0's value when ``error`` is None."""
-
-    number: int
-    error: DrumlineError | None = None
-
-
-@dataclass(frozen=True)
-class SendTeardown:
-    """Tell every rank to tear down and exit."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Start (or restart) a timer."""
-
-    timer: Timer
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Disarm:
-    """Stop a timer."""
-
-    timer: Timer
-
-
-@dataclass(frozen=True)
-class Started:
-    """The first start is over: ready when ``error`` is None."""
-
-    error: DrumlineError | None = None
-
-
-@dataclass(frozen=True)
-class Restarting:
-    """The group is being restarted because of ``reason``."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class GaveUp:
-    """The restart budget is used up."""
-
-    error: DrumlineError
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Stopping is over."""
-
-
-Effect = Launch | Kill | Send | StopRequest | Resolve | SendTeardown | Arm | Disarm | Started | Restarting | GaveUp | Ended
-
-
-# --- answers of ranks
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How one rank left a request.
-
-    ``error``: what it raised. ``peer``: that error only says that another rank is gone. ``step``: where it stopped when it
-    was told to. ``collectives``: collective operations it began during the request.
-    """
-
-    collectives: int = 0
-    error: DrumlineError | None = None
-    peer: bool = False
-    step: int | None = None
-
-
-@dataclass
-class Flight:
+class Flight(msgspec.Struct, eq=False):
     """The request that runs."""
 
     number: int
     sequence: int
-    answers: dict[int, Answer] = field(default_factory=dict)
+    answers: dict[int, Answer] = {}
     reason: DrumlineError | None = None  # why it was told to stop
     resolved: bool = False
     stopping: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,30 @@ def resident_bytes(pid: int | None) -> int | None:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
+
+
+class Watch:
+    """A version number and those who wait for the next one."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._watchers: list[asyncio.Future[None]] = []
+
+    def changed(self) -> None:
+        """Count one change and wake everybody."""
+        self.version += 1
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    async def wait(self, since: int, timeout: float) -> None:
+        """Wait until the version is above ``since``, ``timeout`` seconds at most."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self.version <= since:
+                    watcher = asyncio.get_running_loop().create_future()
+                    self._watchers.append(watcher)
+                    await watcher
+        except TimeoutError:
+            return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from drumline import codec, problems, sse
@@ -35,6 +35,12 @@ class Ticket:
         stopped_steps: for a cancelled request, the step at which each rank left it.
     """
 
+    __slots__ = (
+        "__weakref__", "_buffer_limit", "_buffered", "_cancel", "_error", "_over", "_silence", "_silence_limit", "_updates",
+        "_waiters", "caller", "deadline", "first_event_at", "headers", "images", "number", "outcome", "payload",
+        "queue_wait", "queued_at", "request_id", "run_time", "started_at", "stopped_steps", "streaming", "timers", "value",
+    )  # fmt: skip
+
     def __init__(
         self,
         number: int,
@@ -45,7 +51,7 @@ class Ticket:
         streaming: bool,
         images: str,
         deadline: float,
-        headers: Mapping[str, str],
+        headers: dict[str, str],
         buffer_limit: int,
         cancel: Callable[[int, DrumlineError], None],
     ) -> None:

@@ -13,9 +13,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import Buffer
+
 from drumline import descriptors, framing
 from drumline.runner.channel.port import OnClosed, OnMessage, RankEnd
-from drumline.segments import Buffer, SegmentReader, place_transient
+from drumline.segments import SegmentReader, place_transient
 
 _CHUNK = 256 << 10
 
@@ -130,10 +132,11 @@ class LocalChannel:
             return
         if not peer.outgoing:
             try:
-                if descriptor is None:
-                    sent = peer.socket.send(frame)
-                else:
-                    sent = socket.send_fds(peer.socket, [frame], [descriptor])
+                sent = (
+                    peer.socket.send(frame)
+                    if descriptor is None
+                    else socket.send_fds(peer.socket, [frame], [descriptor])
+                )
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from drumline.segments import Buffer
+from typing_extensions import Buffer
 
 OnMessage = Callable[[int, bytes, list[Any]], None]
 OnClosed = Callable[[int], None]
