@@ -123,13 +123,13 @@ def events(kind, url, seen=None, **settings):
     if kind == "sync":
         with Client(url, **settings) as client:
             for event in client.stream({"a": 1}):
-                seen.append(event)  # noqa: PERF402  # what came before an error counts
+                seen.append(event)  # what came before an error counts
         return seen
 
     async def run():
         async with AsyncClient(url, **settings) as client:
             async for event in client.stream({"a": 1}):
-                seen.append(event)  # noqa: PERF401
+                seen.append(event)
         return seen
 
     return asyncio.run(run())

@@ -138,7 +138,9 @@ BUILDERS: dict[str, Callable[[_Body, float | None], DrumlineError]] = {
     "payload-too-large": _invalid,
     "unsupported-media-type": _invalid,
     "validation-error": _invalid,
-    "queue-full": lambda body, retry_after: QueueFull(_text(body), retry_after=retry_after or 1.0),
+    "queue-full": lambda body, retry_after: QueueFull(
+        _text(body), retry_after=1.0 if retry_after is None else retry_after
+    ),
     "headers-too-large": _invalid,
     "cancelled": lambda body, _: RequestCancelled(_text(body), step=body.get("step")),
     "worker-error": lambda body, _: _raised(WorkerError, body),
