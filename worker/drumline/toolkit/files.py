@@ -234,9 +234,12 @@ class Image(File):
 
         data = self.as_bytes(max_bytes=max_bytes, allow_private=allow_private)
         try:
-            image = PILImage.open(io.BytesIO(data))
+            image: PILImage.Image = PILImage.open(io.BytesIO(data))
             # First the orientation, then the conversion: convert() drops the EXIF data that holds it.
-            return (ImageOps.exif_transpose(image) or image).convert(mode)
+            image = ImageOps.exif_transpose(image) or image
+            if isinstance(image.info.get("transparency"), bytes):  # one alpha value per colour of a palette
+                image = image.convert("RGBA")
+            return image.convert(mode)
         except (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError) as error:
             raise InvalidPayload(
                 f"url: not a readable image: {error}",
