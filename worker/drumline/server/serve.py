@@ -10,7 +10,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ async def serve(
     on_ready: Callable[[], None] | None = None,
     stop: asyncio.Event | None = None,
     handle_signals: bool = True,
+    sockets: Sequence[socket.socket] | None = None,
 ) -> Ended:
     """Serve until a signal (or ``stop``) and return how it ended; what went wrong is returned, not raised.
 
@@ -69,6 +70,7 @@ async def serve(
         on_ready: called when the service is up.
         stop: set it to stop as after a first signal.
         handle_signals: False leaves SIGINT and SIGTERM alone.
+        sockets: listening sockets to take over (see :func:`bind`), in place of the address in the settings.
 
     Raises:
         ConfigurationError: the address cannot be bound, the certificate cannot be read, or signals are to be handled
@@ -80,14 +82,14 @@ async def serve(
             "serve() handles signals and so must run in the main thread; or call it with handle_signals=False"
         )
     context = _tls(settings)
-    sockets = _bind(settings.host, settings.port)
+    listening = bind(settings.host, settings.port) if sockets is None else list(sockets)
     edge = create_app(service, settings)
     server = _Server(edge, context)
     life = _Life(service, settings, edge, stop or asyncio.Event())
     with life.signals() if handle_signals else contextlib.nullcontext():
-        async with server.running(sockets):
+        async with server.running(listening):
             if on_bound is not None:
-                on_bound(_url(settings, sockets))
+                on_bound(_url(settings, listening))
             return await life.run(on_ready)
 
 
@@ -299,8 +301,12 @@ async def _first(*waits: Any) -> None:
                 raise outcome
 
 
-def _bind(host: str, port: int) -> list[socket.socket]:
-    """Return listening sockets for every address of ``host``, all on the same port."""
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Return listening sockets for every address of ``host``, all on the same port (0: a free one).
+
+    Raises:
+        ConfigurationError: the address cannot be bound.
+    """
     sockets: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
