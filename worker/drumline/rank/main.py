@@ -53,11 +53,22 @@ def _run(config: RankConfig, fds: list[int], worker_class: type) -> int:
     page = Page(page_fd, config.world_size)
     os.close(page_fd)
     link = _link(config, channel)
+    try:
+        return _serve(config, link, page, worker_class)
+    finally:
+        if not channel:
+            link.close()  # sends what waits in this process; with a socket pair the kernel has it already
+
+
+def _serve(config: RankConfig, link: Link, page: Page, worker_class: type) -> int:
     page.beat(config.rank)
     loop = RankLoop(link, page, config.rank)
     began = time.monotonic()
     try:
         data, buffers = link.receive()
+    except EOFError:
+        return 0
+    try:
         message = protocol.decode_runner_message(data)
         assert isinstance(message, protocol.Setup)
         device, backend = group.join(config)
@@ -69,8 +80,6 @@ def _run(config: RankConfig, fds: list[int], worker_class: type) -> int:
         if message.warmup:
             loop.warm_up(codec.unpack(message.warmup, []))
         del buffers, message
-    except (EOFError, BrokenPipeError):
-        return 0
     except BaseException as error:  # user code may raise anything
         failure = describe(error)
         sys.stderr.write(failure.traceback)

@@ -17,7 +17,6 @@ import socket
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import msgspec
 
@@ -219,7 +218,10 @@ class Nursery:
 def main(arguments: list[str]) -> None:
     """Entry: control socket's descriptor, private directory."""
     control = socket.socket(fileno=int(arguments[0]))
-    Nursery(control, str(Path(arguments[1]))).run()
+    try:
+        Nursery(control, arguments[1]).run()
+    finally:
+        os._exit(0)  # nothing to tidy up but a large interpreter, for which somebody would wait
 
 
 if __name__ == "__main__":

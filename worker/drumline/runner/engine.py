@@ -8,16 +8,17 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import msgspec
 
 from drumline import protocol
 from drumline.codec import Packed
-from drumline.errors import DrumlineError, RankHung, RankLost, SetupFailed
-from drumline.runner import effects, state, verdicts
+from drumline.errors import DrumlineError, RankLost, SetupFailed
+from drumline.runner import effects, verdicts
 from drumline.runner.effects import Answer
+from drumline.runner.hang import HangWatch
 from drumline.runner.incarnation import Incarnation, make_on_report
 from drumline.runner.nursery import NurseryHandle
 from drumline.runner.observer import Observer
@@ -49,7 +50,7 @@ class Engine:
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._flight: Ticket | None = None
         self._flight_sequence = 0
-        self._hang_watch: asyncio.TimerHandle | None = None
+        self._hang = HangWatch(group, plan.hang_timeout, self._lost, self.spawn_task)
         self._renew_nursery = False
 
     # -- effects
@@ -85,7 +86,7 @@ class Engine:
             case effects.Disarm():
                 self._disarm(effect.timer)
             case effects.Launch():
-                self._spawn_task(self._launch(effect.incarnation))
+                self.spawn_task(self._launch(effect.incarnation))
             case effects.Kill():
                 self._kill()
             case effects.SendTeardown():
@@ -110,7 +111,8 @@ class Engine:
         if not isinstance(effect, effects.Arm | effects.Disarm):
             self._on_change()
 
-    def _spawn_task(self, coroutine: Any) -> None:
+    def spawn_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run ``coroutine`` until it ends or the engine is closed."""
         task = self.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -198,15 +200,29 @@ class Engine:
 
     def _startup_expired(self, number: int) -> None:
         self._timers.pop("startup", None)
-        if number != self.group.incarnation or self.group.state not in (State.STARTING, State.RESTARTING):
-            return
-        missing = sorted(set(range(self.group.world_size)) - self.group.ready_ranks)
-        text = f"setup() did not return within {self.plan.startup_timeout:g} s on rank {', '.join(map(str, missing))}"
-        self.perform(self.group.lost(SetupFailed(text, rank=missing[0] if missing else -1), self.now))
-        if self.incarnation is None or self.incarnation.number != number:
+        if number == self.group.incarnation and self.group.state in (State.STARTING, State.RESTARTING):
+            self.spawn_task(self._setup_too_slow(number))
+
+    async def _setup_too_slow(self, number: int) -> None:
+        text = f"setup() did not return within {self.plan.startup_timeout:g} s"
+        incarnation = self.incarnation
+        if incarnation is None or incarnation.number != number:
             if self.nursery is not None:
-                self.nursery.kill()  # it is still importing
-            self.on_gone()
+                self.nursery.kill()
+            error = SetupFailed(
+                f"importing the worker's module took longer than {self.plan.startup_timeout:g} s", rank=-1
+            )
+            self._launch_failed(error, number)
+            return
+        stacks = await incarnation.collect_stacks()
+        missing = sorted(set(range(self.group.world_size)) - self.group.ready_ranks)
+        if self.incarnation is not incarnation or not missing:
+            return
+        rank = incarnation.behind(missing, stacks)
+        error = SetupFailed(
+            f"{text} on rank {', '.join(map(str, missing))}", rank=rank, remote_traceback=stacks.get(rank, "")
+        )
+        self.perform(self.group.lost(error, self.now))
 
     def _kill(self) -> None:
         incarnation = self.incarnation
@@ -225,9 +241,7 @@ class Engine:
         """Release everything; every process is gone afterwards."""
         for timer in list(self._timers):
             self._disarm(timer)
-        if self._hang_watch is not None:
-            self._hang_watch.cancel()
-            self._hang_watch = None
+        self._hang.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -269,8 +283,7 @@ class Engine:
             ticket.headers,
         )  # fmt: skip
         incarnation.channel.send(range(self.group.world_size), protocol.encode(call), payload.buffers)
-        if self._hang_watch is None:
-            self._hang_watch = self.loop.call_later(self.plan.hang_timeout, self._look_for_hang)
+        self._hang.watch(incarnation, effect.sequence, now)
         for observer in self._observers:
             observer.request_started(ticket)
 
@@ -356,48 +369,16 @@ class Engine:
 
     def on_paused(self, rank: int, paused: bool) -> None:
         """See :class:`drumline.runner.incarnation.Events`."""
-        timer = f"paused-{rank}"
-        self._disarm(timer)
-        if paused:
-            self._timers[timer] = self.loop.call_later(self.plan.hang_timeout, self._paused_too_long, rank)
+        assert self.incarnation is not None
+        self._hang.paused(self.incarnation, rank, paused)
         self._on_change()
 
-    def _paused_too_long(self, rank: int) -> None:
-        step = self.incarnation.page.step(rank) if self.incarnation is not None else 0
-        text = f"rank {rank} was stopped by a signal {self.plan.hang_timeout:g} s ago and not continued"
-        self.perform(self.group.lost(RankHung(rank, step=step, message=text), self.now))
+    def _lost(self, error: DrumlineError) -> None:
+        self.perform(self.group.lost(error, self.now))
 
     def on_gone(self) -> None:
         """See :class:`drumline.runner.incarnation.Events`."""
-        for timer in [t for t in self._timers if t.startswith("paused-")]:
-            self._disarm(timer)
+        self._hang.forget_paused()
         self._flight = None
         self.perform(self.group.gone())
         self._on_change()
-
-    # -- hang
-
-    def _look_for_hang(self) -> None:
-        self._hang_watch = None
-        flight, incarnation = self.group.flight, self.incarnation
-        if flight is None or incarnation is None or self._flight is None or self._flight.started_at is None:
-            return
-        waiting = [r for r in range(self.group.world_size) if r not in flight.answers]
-        # The group hangs when none of the ranks that still owe an answer has shown progress for so long.
-        last = max([self._flight.started_at, *(incarnation.page.last_sign(r) for r in waiting)])
-        left = last + self.plan.hang_timeout - self.now
-        if left > 0:
-            self._hang_watch = self.loop.call_later(left, self._look_for_hang)
-        else:
-            self._spawn_task(self._hung(incarnation, flight, waiting))
-
-    async def _hung(self, incarnation: Incarnation, flight: state.Flight, waiting: list[int]) -> None:
-        stacks = await incarnation.collect_stacks()
-        if self.group.flight is not flight or self.incarnation is not incarnation:
-            return
-        rank = incarnation.behind(waiting, stacks)
-        step = incarnation.page.step(rank)
-        text = f"rank {rank} made no progress for {self.plan.hang_timeout:g} s (step {step})"
-        for number, stack in stacks.items():
-            log.error("stacks of hung rank %d:\n%s", number, stack)
-        self.perform(self.group.lost(RankHung(rank, step=step, stacks=stacks, message=text), self.now))

@@ -147,16 +147,15 @@ class NurseryHandle:
         """End the nursery, and with it every rank; wait until it is reaped."""
         if self._open:
             self._disconnect()
-        await asyncio.to_thread(self._reap)
+        reaped = asyncio.ensure_future(asyncio.to_thread(self._process.wait))
+        try:
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await asyncio.shield(reaped)
+        except TimeoutError:  # stopped, or stuck in an import
+            self.kill()
+            await reaped
         self._output.drain()
         self._output.close()
-
-    def _reap(self) -> None:
-        try:
-            self._process.wait(_GOODBYE_SECONDS)
-        except subprocess.TimeoutExpired:  # stopped, or stuck in an import
-            self.kill()
-            self._process.wait()
 
     def kill(self) -> None:
         """Kill the nursery at once; ranks die with their parent."""
