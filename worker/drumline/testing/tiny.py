@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ RECIPE = 1
 
 _CLIP_END = 513  # last id of the byte vocabulary below, also used as padding
 _LATENT_CHANNELS = 4
+_building = threading.Lock()  # torch's seed is the whole process's
 
 
 def build_sdxl(seed: int = 0) -> Any:
@@ -101,13 +103,15 @@ def tiny_models(cache: Path | None = None) -> Path:
         cache: parent folder; by default ``$XDG_CACHE_HOME/drumline/models`` (``~/.cache/drumline/models``).
 
     The folder's name depends on the recipe and on the versions of torch, diffusers and transformers. It appears in one
-    step (a rename), so any number of processes may call this at once.
+    step (a rename), so any number of processes and threads may call this at once.
     """
     names = [f"{name}={version(name)}" for name in ("torch", "diffusers", "transformers")]
     key = hashlib.sha256("\n".join([f"recipe={RECIPE}", *names]).encode()).hexdigest()[:16]
     cache = cache or _default_cache()
     folder = cache / key
-    if not folder.is_dir():
+    with _building:
+        if folder.is_dir():
+            return folder
         cache.mkdir(parents=True, exist_ok=True)
         _build_into(folder, {"sdxl": save_sdxl, "taesd": save_taesd})
     return folder
