@@ -70,6 +70,10 @@ class RunnerSettings(BaseModel):
         default=False, description="drumline.toolkit may download from loopback and private addresses"
     )
 
+    termination_log: str = Field(
+        default="/dev/termination-log", description="file that gets the last failure, if it exists"
+    )
+
     startup_timeout: float = Field(default=1800.0, gt=0, description="bound on setup() and the warm-up together")
     request_timeout: float = Field(default=3600.0, gt=0, description="bound on one request's run time")
     queue_timeout: float = Field(default=600.0, gt=0, description="bound on one request's wait in the queue")
