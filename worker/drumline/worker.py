@@ -60,16 +60,16 @@ class DistributedWorker:
         self.rank = rank
         self.world_size = world_size
 
-    # -- to override
+    # -- to override. `*args: Any, **kwargs: Any` is what type checkers let any other signature override.
 
-    def setup(self, **kwargs: Any) -> Any:
+    def setup(self, *args: Any, **kwargs: Any) -> Any:
         """Load the model. Runs once per process, sync or async; ``kwargs`` are the runner's ``start()`` keywords."""
 
-    def __call__(self, streaming: bool = False, **payload: Any) -> Any:
+    def __call__(self, *args: Any, **payload: Any) -> Any:
         """Run one request; called on every rank with the same payload, sync or async.
 
         Args:
-            streaming: True when the caller reads updates (see :meth:`add_streaming_result`).
+            *args: ``streaming`` (name it so): True when the caller reads updates (see :meth:`add_streaming_result`).
             **payload: the request's JSON object. Name parameters and annotate them: they become the request schema.
 
         Returns:
