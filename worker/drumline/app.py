@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from drumline.context import RequestInfo, current_request, runners
-from drumline.contract import RESERVED_PATHS
+from drumline import context
+from drumline.context import RequestInfo
+from drumline.contract import RESERVED_PATHS, RunnerSettings
 from drumline.details import did_you_mean
 from drumline.errors import ConfigurationError, SetupFailed
 
@@ -119,7 +121,7 @@ class App:
     @property
     def current_request(self) -> RequestInfo | None:
         """The request that the running code serves: ``request_id``, ``caller``, ``headers``; None outside of one."""
-        return current_request.get()
+        return context.current_request.get()
 
 
 def endpoint(path: str) -> Callable[[_Function], _Function]:
@@ -144,6 +146,32 @@ def endpoint(path: str) -> Callable[[_Function], _Function]:
         return function
 
     return mark
+
+
+def wrap_app(cls: type[App]) -> Callable[[], None]:
+    """Return a function that serves the app on this machine until it is told to stop: the last lines of a script.
+
+    .. code-block:: python
+
+        if __name__ == "__main__":
+            drumline.wrap_app(MyApp)()
+
+    Address, certificate and everything else come from ``DRUMLINE_*`` variables, e.g. ``DRUMLINE_PORT``. Any
+    ``/{namespace}/{name}`` is answered. The function raises ``SystemExit(1)`` when the app cannot be served.
+
+    Raises:
+        ConfigurationError: ``cls`` is no App, or its endpoints are wrong.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, App)):
+        raise ConfigurationError(f"wrap_app() takes a subclass of drumline.App, not {cls!r}")
+    endpoints(cls)
+
+    def serve() -> None:
+        from drumline.server.apps import serve_in_foreground
+
+        serve_in_foreground(cls)
+
+    return serve
 
 
 # --- for the server
@@ -179,25 +207,56 @@ def endpoints(cls: type[App]) -> list[Endpoint]:
     return [Endpoint(path, found[path]) for path in sorted(found)]
 
 
-async def open_app(app: App, *, timeout: float) -> None:
-    """Compare requirements, then run ``setup()``, within ``startup_timeout`` of the class, else ``timeout`` seconds.
+async def open_app(app: App, settings: RunnerSettings) -> None:
+    """Compare requirements, then run ``setup(**setup_args)`` within its time.
+
+    Runners that ``setup()`` makes take the parameters they were not given from ``settings``. GPUs or ranks that
+    ``settings`` promise replace the class's ``num_gpus``.
+
+    Args:
+        app: a new instance.
+        settings: of the process; ``startup_timeout`` of the class wins over that of the settings.
 
     Raises:
+        ConfigurationError: ``setup()`` does not take the ``setup_args``.
         SetupFailed: it took longer. What ``setup()`` itself raises comes through unchanged.
     """
     from drumline.requirements import differences
 
+    name = type(app).__name__
     if different := differences(app.requirements):
-        _log.warning("%s asks for other packages than are installed: %s", type(app).__name__, "; ".join(different))
-    limit = app.startup_timeout or timeout
+        _log.warning("%s asks for other packages than are installed: %s", name, "; ".join(different))
+    if settings.warmup_payload is not None:
+        _log.warning("the warm-up payload is not used: %s is an App and warms up in its setup()", name)
+    ranks = settings.num_gpus or (settings.world_size if settings.world_size > 1 else 0)
+    if ranks and ranks != app.num_gpus:
+        _log.info("%s runs with num_gpus = %d instead of %d", name, ranks, app.num_gpus)
+        vars(app)["num_gpus"] = ranks
+    context.use_preset(
+        context.Preset(
+            device=settings.device,
+            backend=settings.backend,
+            max_queue_depth=settings.max_queue_depth,
+            hang_timeout=settings.hang_timeout,
+            cancel_grace=settings.cancel_grace,
+            restart=settings.restart,
+            revision=settings.revision,
+            stream_buffer_bytes=settings.stream_buffer_bytes,
+        )
+    )
+    try:
+        inspect.signature(app.setup).bind(**settings.setup_args)
+    except TypeError as error:
+        raise ConfigurationError(f"setup() of {name} does not take these setup arguments: {error}") from None
+    limit = app.startup_timeout or settings.startup_timeout
     try:
         async with asyncio.timeout(limit) as bound:
-            await _call(app.setup)
+            await _call(functools.partial(app.setup, **settings.setup_args))
     except TimeoutError:
         if not bound.expired():
             raise
         raise SetupFailed(
-            f"setup() of {type(app).__name__} took longer than startup_timeout ({limit:g} s)",
+            f"setup() of {name} took longer than startup_timeout ({limit:g} s)",
             rank=-1,
             exception_type="TimeoutError",
         ) from None
@@ -208,7 +267,7 @@ async def close_app(app: App) -> None:
     try:
         await _call(app.teardown)
     finally:
-        for runner in list(runners):
+        for runner in list(context.runners):
             await runner.stop()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from drumline.contract import Backend, Device, RestartSettings
     from drumline.runner.lifecycle import Lifecycle
 
 
@@ -25,3 +26,31 @@ current_request: ContextVar[RequestInfo | None] = ContextVar("drumline_request",
 
 #: Runners that were started in this process and not stopped.
 runners: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Parameters of runners whose maker left them out; see ``DistributedRunner``."""
+
+    device: Device = "auto"
+    backend: Backend = "auto"
+    max_queue_depth: int = 64
+    hang_timeout: float = 900.0
+    cancel_grace: float = 10.0
+    restart: RestartSettings | None = None
+    revision: str = ""
+    stream_buffer_bytes: int = 256 << 20
+
+
+_BUILT_IN = Preset()
+_preset: ContextVar[Preset] = ContextVar("drumline_preset", default=_BUILT_IN)
+
+
+def preset() -> Preset:
+    """Return what holds here: inside of an App's ``setup()`` the settings of its server."""
+    return _preset.get()
+
+
+def use_preset(values: Preset) -> None:
+    """Let ``values`` hold for the rest of this task and for what it starts."""
+    _preset.set(values)

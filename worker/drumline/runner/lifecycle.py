@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import time
 import warnings
-import weakref
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -47,16 +47,16 @@ class Lifecycle:
         cwd: str | os.PathLike[str] | None = None,
         set_device: bool | None = None,
         *,
-        device: Device = "auto",
-        backend: Backend = "auto",
-        max_queue_depth: int = 64,
-        hang_timeout: float = 900.0,
-        cancel_grace: float = 10.0,
+        device: Device | None = None,
+        backend: Backend | None = None,
+        max_queue_depth: int | None = None,
+        hang_timeout: float | None = None,
+        cancel_grace: float | None = None,
         restart: RestartPolicy | None = None,
         warmup: Mapping[str, Any] | None = None,
         start_method: str = "auto",
-        revision: str = "",
-        stream_buffer_bytes: int = 256 << 20,
+        revision: str | None = None,
+        stream_buffer_bytes: int | None = None,
     ) -> None:
         if world_size < 1:
             raise ValueError(f"world_size must be at least 1, got {world_size}")
@@ -74,16 +74,19 @@ class Lifecycle:
         self.keepalive_payload = dict(keepalive_payload or {})
         self.keepalive_interval = keepalive_interval
         self.cwd = os.fspath(cwd) if cwd is not None else None
-        self.device = device
-        self.backend = backend
-        self.max_queue_depth = max_queue_depth
-        self.hang_timeout = hang_timeout
-        self.cancel_grace = cancel_grace
-        self.restart = restart or RestartPolicy()
+        preset = context.preset()
+        self.device = device if device is not None else preset.device
+        self.backend = backend if backend is not None else preset.backend
+        self.max_queue_depth = max_queue_depth if max_queue_depth is not None else preset.max_queue_depth
+        self.hang_timeout = hang_timeout if hang_timeout is not None else preset.hang_timeout
+        self.cancel_grace = cancel_grace if cancel_grace is not None else preset.cancel_grace
+        self.restart = restart or preset.restart or RestartPolicy()
         self.warmup = warmup
         self.start_method = start_method
-        self.revision = revision
-        self.stream_buffer_bytes = stream_buffer_bytes
+        self.revision = revision if revision is not None else preset.revision
+        self.stream_buffer_bytes = (
+            stream_buffer_bytes if stream_buffer_bytes is not None else preset.stream_buffer_bytes
+        )
         self.observers: list[Observer] = []
         self._reference = plan.reference_of(worker_cls)
         self._engine: Engine | None = None
@@ -124,7 +127,8 @@ class Lifecycle:
         logs.ensure_handler()
         self._engine = engine = Engine(self._group, self._plan(timeout, setup_kwargs), self.observers, self._changed)
         context.runners.add(self)
-        _leave_nothing(self, engine)
+        # A script that ends without stop() must end, and its ranks with it.
+        atexit.register(engine.abandon)
         engine.start()
         try:
             await asyncio.shield(engine.started)
@@ -197,6 +201,7 @@ class Lifecycle:
         engine, self._engine = self._engine, None
         if engine is not None:
             context.runners.discard(self)
+            atexit.unregister(engine.abandon)
             self._remember_failure()
             await engine.close()
             self._changed()
@@ -266,9 +271,3 @@ class Lifecycle:
             in_flight=int(self._group.flight is not None),
             revision=self.revision,
         )
-
-
-def _leave_nothing(runner: Lifecycle, engine: Engine) -> None:
-    """End the processes at interpreter exit when nobody called ``stop()``."""
-    finalizer = weakref.finalize(runner, engine.abandon)
-    finalizer.atexit = True

@@ -24,6 +24,7 @@ class DistributedRunner(Lifecycle):
     """Run ``world_size`` ranks of one worker class and give them requests, one at a time.
 
     All methods belong to the event loop of :meth:`start`. Several runners may live in one process and on one host.
+    Where a default below is None, the settings of the server decide inside of an App; elsewhere it is the value named.
 
     Args:
         worker_cls: a :class:`DistributedWorker` subclass at module level of a file, or ``"module:Class"`` or
@@ -39,17 +40,17 @@ class DistributedRunner(Lifecycle):
         keepalive_interval: seconds; None never does that.
         cwd: working directory of the ranks.
         set_device: accepted for fal's sake, with one warning: the device is always set.
-        device: ``cuda``, ``cpu``, or ``auto``: cuda when there is a GPU for every rank.
-        backend: ``nccl``, ``gloo``, or ``auto``: nccl on cuda, gloo on cpu.
-        max_queue_depth: requests that may wait; one more raises :class:`QueueFull`.
+        device: ``cuda``, ``cpu``, or ``auto`` (the default): cuda when there is a GPU for every rank.
+        backend: ``nccl``, ``gloo``, or ``auto`` (the default): nccl on cuda, gloo on cpu.
+        max_queue_depth: requests that may wait; one more raises :class:`QueueFull`. Default: 64.
         hang_timeout: seconds without any sign of progress (``checkpoint()``, ``progress()``, an update) after which a
-            running request's group is taken to hang.
-        cancel_grace: seconds that ranks have to leave a request after its cancellation or a peer's error.
-        restart: how often the group may be restarted.
+            running request's group is taken to hang. Default: 900.
+        cancel_grace: seconds that ranks have to leave a request after its cancellation or a peer's error. Default: 10.
+        restart: how often the group may be restarted. Default: ``RestartPolicy()``.
         warmup: payload of a request that every rank runs before it is ready.
         start_method: ``fork``, ``spawn`` or ``auto``: fork unless importing the worker's module initialised CUDA.
         revision: shown in the status.
-        stream_buffer_bytes: unread updates that a stream may pile up before it is cancelled.
+        stream_buffer_bytes: unread updates that a stream may pile up before it is cancelled. Default: 256 MiB.
     """
 
     _numbers: Iterator[int] = itertools.count(1)
