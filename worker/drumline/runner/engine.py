@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections import deque
@@ -47,7 +48,7 @@ class Engine:
         self._performing = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._directory: str | None = None  # private; the nursery removes it, too, when this process dies first
         self._flight: Ticket | None = None
         self._flight_sequence = 0
         self._hang = HangWatch(group, plan.hang_timeout, self._lost, self.spawn_task)
@@ -141,11 +142,11 @@ class Engine:
     def prepare_nursery(self) -> NurseryHandle:
         """Return the living nursery, starting one if there is none."""
         if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(prefix="drumline-", ignore_cleanup_errors=True)
+            self._directory = tempfile.mkdtemp(prefix="drumline-")
         if self.nursery is None or not self.nursery.alive:
             on_report = make_on_report(lambda: self.incarnation)
-            self.nursery = NurseryHandle(self._directory.name, on_report, self._nursery_lost)
-            os.makedirs(self._directory.name, mode=0o700, exist_ok=True)
+            self.nursery = NurseryHandle(self._directory, on_report, self._nursery_lost)
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
             self.nursery.start(self.plan.reference, self.plan.cwd, self.plan.method)
         return self.nursery
 
@@ -171,7 +172,7 @@ class Engine:
             template = msgspec.structs.replace(
                 self.plan.template,
                 reference=description.reference,
-                store=os.path.join(self._directory.name, f"store-{number}"),
+                store=os.path.join(self._directory, f"store-{number}"),
             )
             channel = self.plan.make_channel(number)
             self.incarnation = incarnation = Incarnation(number, nursery, channel, template, self)
@@ -250,15 +251,17 @@ class Engine:
         if self.nursery is not None:
             await self.nursery.close()
         if self._directory is not None:
-            self._directory.cleanup()
+            shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 
     def abandon(self) -> None:
         """At interpreter exit without ``stop()``: end all processes, wait for nothing else."""
+        if self.incarnation is not None:
+            self.incarnation.close()
         if self.nursery is not None:
             self.nursery.abandon()
         if self._directory is not None:
-            self._directory.cleanup()
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     # -- requests
 

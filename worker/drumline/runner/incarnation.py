@@ -21,6 +21,7 @@ from drumline.runner.status import RankStatus, resident_bytes
 _GONE_SECONDS = 10.0
 _STACKS_SECONDS = 0.5
 _STACKS_SETTLE_SECONDS = 0.02
+_ORPHAN_SECONDS = 0.5
 
 
 class Events(Protocol):
@@ -48,6 +49,7 @@ class Rank:
     state: str = "starting"
     device: str = ""
     paused: bool = False
+    closed: bool = False
     output: Output | None = None
     stacks_reader: int = -1
     stacks: bytearray = field(default_factory=bytearray)
@@ -123,7 +125,8 @@ class Incarnation:
                 rank.output.request_id = request_id
 
     def _channel_closed(self, number: int) -> None:
-        # The exit status follows from the nursery within milliseconds and tells the story.
+        # The exit status follows from the nursery within milliseconds and tells the story, unless the nursery is gone.
+        self.ranks[number].closed = True
         if not self._nursery.alive:
             self.exited(number, None, None)
 
@@ -159,7 +162,11 @@ class Incarnation:
 
     def nursery_lost(self) -> None:
         """The nursery died: its ranks die with it; nobody will report their exits."""
-        self._killed = self._loop.call_later(_STACKS_SECONDS, self._all_exited)
+        for number, rank in enumerate(self.ranks):
+            if rank.closed:
+                self.exited(number, None, None)
+        # A remote channel has no EOF; the kernel kills children of a dead parent at once.
+        self._killed = self._loop.call_later(_ORPHAN_SECONDS, self._all_exited)
 
     def _all_exited(self) -> None:
         for number, rank in enumerate(self.ranks):

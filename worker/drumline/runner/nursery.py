@@ -165,10 +165,10 @@ class NurseryHandle:
     def abandon(self) -> None:
         """Called at interpreter exit: EOF ends the nursery; do not wait for it."""
         if self._open:
-            self._open = False
-            self._control.close()
+            self._disconnect()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_GOODBYE_SECONDS)
+        self._output.close()
 
 
 def _import_failed(failure: Failure) -> SetupFailed:
