@@ -34,6 +34,7 @@ __all__ = [
     "log_rank_line",
     "parse_rank_line",
     "rank_handler",
+    "shows_text",
     "wants_colour",
 ]
 
@@ -62,7 +63,7 @@ def configure(format: LogFormat = "auto", level: LogLevel = "info") -> None:
         format: ``text`` for people (stderr), ``json`` for programs (stdout), ``auto``: text when stderr is a terminal.
         level: the lowest level shown.
     """
-    for_people = _is_terminal(sys.stderr) if format == "auto" else format == "text"
+    for_people = shows_text(format)
     handler = _Handler("stderr") if for_people else _Handler("stdout")
     handler.setFormatter(PeopleFormatter() if for_people else JsonFormatter())
     root = logging.getLogger()
@@ -83,6 +84,11 @@ def configure(format: LogFormat = "auto", level: LogLevel = "info") -> None:
     # drumline.access has one line per request; uvicorn's own would be a second one that knows less.
     logging.getLogger("uvicorn.access").propagate = False
     logging.captureWarnings(True)
+
+
+def shows_text(format: LogFormat) -> bool:
+    """Whether :func:`configure` with this format writes for people."""
+    return _is_terminal(sys.stderr) if format == "auto" else format == "text"
 
 
 def ensure_handler() -> None:
