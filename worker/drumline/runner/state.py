@@ -64,6 +64,7 @@ class Flight(msgspec.Struct, eq=False):
     reason: DrumlineError | None = None  # why it was told to stop
     resolved: bool = False
     stopping: bool = False
+    in_doubt: bool = False  # a rank only said that a peer is gone; the peer's own story is awaited
 
 
 class Group:
@@ -283,6 +284,7 @@ class Group:
         effects: list[Effect] = []
         if answer.error is not None and not flight.resolved:
             if answer.peer and not complete:
+                flight.in_doubt = True
                 effects.append(Arm("verdict", VERDICT_SECONDS))
             elif not answer.peer:
                 effects += self._resolve(answer.error)
@@ -298,7 +300,8 @@ class Group:
         if flight.resolved:
             return []
         flight.resolved = True
-        return [Disarm("verdict"), Resolve(flight.number, error)]
+        resolve: list[Effect] = [Resolve(flight.number, error)]
+        return [Disarm("verdict"), *resolve] if flight.in_doubt else resolve
 
     def _stop_flight(self, reason: DrumlineError) -> list[Effect]:
         flight = self.flight
