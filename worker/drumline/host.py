@@ -73,6 +73,15 @@ def _worker(reference: str, settings: RunnerSettings) -> Service:
 
 
 def _app(reference: str, settings: RunnerSettings) -> Service:
+    return service_of_app(cast("type[App]", targets.resolve(reference)), settings)
+
+
+def service_of_app(cls: type[App], settings: RunnerSettings) -> Service:
+    """Return the service of an App class that this process has imported already.
+
+    Raises:
+        ConfigurationError: a setting does not fit an App, or an endpoint cannot be served.
+    """
     from drumline.server.service import app_service
 
     if settings.setup_args:
@@ -82,13 +91,9 @@ def _app(reference: str, settings: RunnerSettings) -> Service:
         )
     if settings.warmup_payload is not None:
         log.warning("the warm-up payload is for workers; an App warms up in its setup()")
-    cls = cast("type[App]", targets.resolve(reference))
     app = cls()
     if "world_size" in settings.model_fields_set:
         app.num_gpus = settings.world_size  # type: ignore[misc]  # this instance's own; the class keeps its default
-    if settings.device != "auto":
-        # Runners that the App makes take it over, as do the ranks.
-        os.environ["DRUMLINE_DEVICE"] = settings.device
     return app_service(app, settings)
 
 

@@ -81,6 +81,11 @@ class Group(TyperGroup):
             where = f"{error.filename}: " if error.filename else ""
             _print_error(f"{where}{error.strerror or error}", "")
             raise typer.Exit(FAILED) from None
+        except (typer.Exit, typer.Abort, typer.TyperException):
+            raise
+        except Exception as error:
+            # Not one of ours: a bug, of drumline or of an App's code in this process.
+            raise typer.Exit(report(error)) from None
 
 
 def report(error: BaseException) -> int:
@@ -90,8 +95,10 @@ def report(error: BaseException) -> int:
         remote = getattr(error, "remote_traceback", "")
         if remote:
             note(remote.rstrip())
-    text = str(error) or type(error).__name__
-    if isinstance(error, DrumlineError) and error.request_id:
+    text = str(error)
+    if not isinstance(error, DrumlineError):
+        text = f"{type(error).__name__}: {text}"
+    elif error.request_id:
         text += f" (request {error.request_id})"
     _print_error(text, State.hint or _hint(error))
     return WRONG_USE if isinstance(error, ConfigurationError) else FAILED

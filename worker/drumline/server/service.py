@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from enum import StrEnum
@@ -11,15 +10,12 @@ from typing import Any, Protocol
 
 from fastapi import APIRouter
 
-from drumline import app as apps
 from drumline import context
-from drumline.app import App
 from drumline.contract import RunnerSettings
 from drumline.errors import Draining, DrumlineError, NotReady
 from drumline.runner.observer import Observer
 from drumline.runner.status import RunnerStatus
 from drumline.runner.ticket import Ticket
-from drumline.server.endpoints import build_router
 
 log = logging.getLogger("drumline.server")
 
@@ -148,37 +144,6 @@ def worker_service(runner: Any, settings: RunnerSettings, *, title: str = "", de
         await runner.stop()
 
     return Service(settings, start=start, stop=stop, runner=runner, title=title, description=description)
-
-
-def app_service(app: App, settings: RunnerSettings, *, title: str = "", description: str = "") -> Service:
-    """Return the service of an App: its ``setup()`` and ``teardown()``, its endpoints, the runners that it starts.
-
-    Args:
-        app: the App, not set up.
-        settings: of the container; ``startup_timeout`` is used here.
-        title: shown in OpenAPI; default: the app's id.
-        description: shown in OpenAPI; default: the class's docstring.
-
-    Raises:
-        ConfigurationError: an endpoint's path or signature cannot be served.
-    """
-
-    async def start() -> None:
-        await apps.open_app(app, timeout=settings.startup_timeout)
-
-    async def stop() -> None:
-        await apps.close_app(app)
-
-    own = type(app).__doc__ if type(app).__doc__ != App.__doc__ else None
-    return Service(
-        settings,
-        start=start,
-        stop=stop,
-        leave=app.handle_exit,
-        router=build_router(app),
-        title=title,
-        description=description or inspect.cleandoc(own or ""),
-    )
 
 
 class Board(Observer):
