@@ -5,7 +5,7 @@
 
 Every record may carry ``rank`` and ``request_id`` (through ``extra``), and a mapping ``fields`` that JSON lines get as
 members. What ranks print reaches the logger ``drumline.rank``; the one access line per request comes from
-``drumline.access`` with everything measured in ``fields``. How bytes from a rank become such records is in
+``drumline.access`` with everything measured in ``extra`` (times in seconds). How bytes from a rank become such records is in
 :mod:`drumline.rank_output`.
 """
 
@@ -168,7 +168,7 @@ class JsonFormatter(logging.Formatter):
             if value is not None:
                 line.setdefault(str(name), value)
         for name, value in vars(record).items():
-            if name not in _STANDARD and name not in _OWN:
+            if name not in _STANDARD and name not in _OWN and value is not None:
                 line.setdefault(name, value)
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
@@ -237,10 +237,12 @@ def _fields(record: logging.LogRecord) -> Mapping[Any, Any]:
 
 
 def _waits(record: logging.LogRecord) -> str:
-    """The times of an access line, for people: how long the request waited and ran."""
-    fields = _fields(record)
-    times = ((label, fields.get(name)) for name, label in (("queue_wait_ms", "waited"), ("run_ms", "ran")))
-    parts = [f"{label} {ms:.1f} ms" for label, ms in times if isinstance(ms, int | float)]
+    """The times of an access line, for people: how long the request waited and ran, else how long it took."""
+    named = (("queue_wait", "waited"), ("run_time", "ran"))
+    times = [(label, seconds) for name, label in named if (seconds := getattr(record, name, None)) is not None]
+    if not times and (seconds := getattr(record, "duration", None)) is not None:
+        times = [("took", seconds)]
+    parts = [f"{label} {seconds * 1e3:.1f} ms" for label, seconds in times if isinstance(seconds, int | float)]
     return f" ({', '.join(parts)})" if parts else ""
 
 

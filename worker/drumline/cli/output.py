@@ -65,10 +65,10 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand."""
         State.debug, State.hint = False, ""
-        State.command = f"drumline {ctx.invoked_subcommand or ''}".strip()
         try:
             return super().invoke(ctx)
         except DrumlineError as error:
+            State.command = ctx.invoked_subcommand or ""
             raise typer.Exit(report(error)) from None
         except KeyboardInterrupt:
             note("interrupted")
@@ -115,7 +115,7 @@ def _hint(error: BaseException) -> str:
     if isinstance(error, ConfigurationError):
         if "key" in str(error).lower():
             return "--api-key KEY, or set DRUM_API_KEY"
-        return f"{State.command} --help"
+        return f"drumline {State.command} --help"
     if isinstance(error, ConnectionFailed):
         return "drumline run TARGET, if it is not running; or check the URL"
     if isinstance(error, QueueFull | NotReady):
@@ -130,4 +130,4 @@ def _hint(error: BaseException) -> str:
         return "the server's /status, which shows the last failure"
     if isinstance(error, SetupFailed):
         return "drumline doctor, and the lines of that rank above"
-    return f"{State.command} --debug" if not State.debug else ""
+    return "" if State.debug else "the same with --debug, which shows where"
