@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from drumline import context
 from drumline.context import RequestInfo
-from drumline.contract import RESERVED_PATHS, RunnerSettings
+from drumline.contract import ENV_PREFIX, RESERVED_PATHS, RunnerSettings
 from drumline.details import did_you_mean
 from drumline.errors import ConfigurationError, SetupFailed
 
 _log = logging.getLogger("drumline.app")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _MARK = "__drumline_endpoint__"
+#: On one machine nobody balances load, and whoever presses Ctrl-C is waiting.
+_LOCAL: dict[str, Any] = {"any_id": True, "drain_delay": 0.0, "drain_timeout": 30.0}
 
 #: Class keywords that are not attributes of their own: what a hosted platform asks about environments and machines.
 _PLATFORM_KEYWORDS = frozenset(
@@ -167,9 +169,23 @@ def wrap_app(cls: type[App]) -> Callable[[], None]:
     endpoints(cls)
 
     def serve() -> None:
-        from drumline.server.apps import serve_in_foreground
+        from drumline import host, logs
+        from drumline.server.serve import run
 
-        serve_in_foreground(cls)
+        try:
+            mine = {"name": cls.app_name, **_LOCAL}
+            unsaid = {name: value for name, value in mine.items() if ENV_PREFIX + name.upper() not in os.environ}
+            settings = RunnerSettings.from_env(os.environ, **unsaid)
+            logs.configure(settings.log_format, settings.log_level)
+            ended = run(
+                host.service_of_app(cls, settings),
+                on_bound=lambda url: _log.info("%s is starting: %s/docs", cls.__name__, url),
+                on_ready=lambda: _log.info("%s is ready", cls.__name__),
+            )
+        except ConfigurationError as error:
+            raise SystemExit(f"{cls.__name__}: {error}") from None
+        if ended.error is not None or ended.forced:
+            raise SystemExit(1)
 
     return serve
 
@@ -208,17 +224,14 @@ def endpoints(cls: type[App]) -> list[Endpoint]:
 
 
 async def open_app(app: App, settings: RunnerSettings) -> None:
-    """Compare requirements, then run ``setup(**setup_args)`` within its time.
-
-    Runners that ``setup()`` makes take the parameters they were not given from ``settings``. GPUs or ranks that
-    ``settings`` promise replace the class's ``num_gpus``.
+    """Compare requirements, then run ``setup()`` within its time.
 
     Args:
         app: a new instance.
-        settings: of the process; ``startup_timeout`` of the class wins over that of the settings.
+        settings: of the process. They hold for the runners that ``setup()`` makes, as far as it leaves parameters out;
+            the class's ``startup_timeout`` wins over theirs.
 
     Raises:
-        ConfigurationError: ``setup()`` does not take the ``setup_args``.
         SetupFailed: it took longer. What ``setup()`` itself raises comes through unchanged.
     """
     from drumline.requirements import differences
@@ -226,12 +239,6 @@ async def open_app(app: App, settings: RunnerSettings) -> None:
     name = type(app).__name__
     if different := differences(app.requirements):
         _log.warning("%s asks for other packages than are installed: %s", name, "; ".join(different))
-    if settings.warmup_payload is not None:
-        _log.warning("the warm-up payload is not used: %s is an App and warms up in its setup()", name)
-    ranks = settings.num_gpus or (settings.world_size if settings.world_size > 1 else 0)
-    if ranks and ranks != app.num_gpus:
-        _log.info("%s runs with num_gpus = %d instead of %d", name, ranks, app.num_gpus)
-        vars(app)["num_gpus"] = ranks
     context.use_preset(
         context.Preset(
             device=settings.device,
@@ -244,14 +251,10 @@ async def open_app(app: App, settings: RunnerSettings) -> None:
             stream_buffer_bytes=settings.stream_buffer_bytes,
         )
     )
-    try:
-        inspect.signature(app.setup).bind(**settings.setup_args)
-    except TypeError as error:
-        raise ConfigurationError(f"setup() of {name} does not take these setup arguments: {error}") from None
     limit = app.startup_timeout or settings.startup_timeout
     try:
         async with asyncio.timeout(limit) as bound:
-            await _call(functools.partial(app.setup, **settings.setup_args))
+            await _call(app.setup)
     except TimeoutError:
         if not bound.expired():
             raise

@@ -82,7 +82,7 @@ def service_of_app(cls: type[App], settings: RunnerSettings) -> Service:
     Raises:
         ConfigurationError: a setting does not fit an App, or an endpoint cannot be served.
     """
-    from drumline.server.service import app_service
+    from drumline.server.apps import app_service
 
     if settings.setup_args:
         raise ConfigurationError(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import os
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,13 +10,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from drumline import app as apps
-from drumline import logs
 from drumline.contract import RunnerSettings
 from drumline.errors import ConfigurationError
-from drumline.server.serve import run
 from drumline.server.service import Service
-
-log = logging.getLogger("drumline.server")
 
 HINT_HEADERS = ("X-Drumline-Hints", "X-Fal-Runner-Hints")
 
@@ -57,18 +50,18 @@ def build_router(app: apps.App) -> APIRouter:
     return router
 
 
-def app_service(cls: type[apps.App], settings: RunnerSettings) -> Service:
-    """Return the service of an App: its endpoints, and its ``setup()`` and ``teardown()`` as start and stop.
+def app_service(app: apps.App, settings: RunnerSettings, *, title: str = "", description: str = "") -> Service:
+    """Return the service of an App: its ``setup()`` and ``teardown()``, its endpoints, the runners that it starts.
 
     Args:
-        cls: the App; it is instantiated.
-        settings: of the container.
+        app: the App, not set up.
+        settings: of the container; they also hold for runners that the App starts.
+        title: shown in OpenAPI; default: the app's id.
+        description: shown in OpenAPI; default: the class's docstring.
 
     Raises:
-        ConfigurationError: an endpoint is wrong.
+        ConfigurationError: an endpoint's path or signature cannot be served.
     """
-    apps.endpoints(cls)
-    app = cls()
 
     async def start() -> None:
         await apps.open_app(app, settings)
@@ -76,29 +69,13 @@ def app_service(cls: type[apps.App], settings: RunnerSettings) -> Service:
     async def stop() -> None:
         await apps.close_app(app)
 
+    own = type(app).__doc__ if type(app).__doc__ != apps.App.__doc__ else None
     return Service(
         settings,
         start=start,
         stop=stop,
         leave=app.handle_exit,
         router=build_router(app),
-        title=cls.app_name or cls.__name__,
-        description=inspect.cleandoc(cls.__doc__ or ""),
+        title=title,
+        description=description or inspect.cleandoc(own or ""),
     )
-
-
-def serve_in_foreground(cls: type[apps.App]) -> None:
-    """Serve an App with settings from the environment until a signal; see :func:`drumline.app.wrap_app`."""
-    try:
-        settings = RunnerSettings.from_env(os.environ, name=cls.app_name, any_id=True)
-        logs.configure(settings.log_format, settings.log_level)
-        ended = run(
-            app_service(cls, settings),
-            on_bound=lambda url: log.info("%s is starting; %s/docs", cls.__name__, url),
-            on_ready=lambda: log.info("%s is ready: %s", cls.__name__, ", ".join(e.path for e in apps.endpoints(cls))),
-        )
-    except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(2) from None
-    if ended.error is not None or ended.forced:
-        raise SystemExit(1)
