@@ -8,17 +8,25 @@ when its module ends.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import re
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+
+from drumline import context
+from drumline.distributed import DistributedRunner
+from drumline.runner.status import RunnerStatus
 
 #: What ends by itself (a killed process, a closing thread) has this long to do so.
 SETTLE_SECONDS = 5.0
@@ -35,7 +43,6 @@ class Snapshot:
     """What exists now, by a readable name per thing."""
 
     def __init__(self) -> None:
-        gc.collect()
         self.things = {
             **_processes(),
             **_descriptors(),
@@ -44,13 +51,21 @@ class Snapshot:
             **{f"shm:{name}": f"{SHM / name}" for name in _shm_names()},
         }
 
+    def counts(self) -> Counter[str]:
+        """How many there are of each kind."""
+        return Counter(
+            re.sub(r"\d+", "", key) if key.startswith("fd:") else key.partition(":")[0] for key in self.things
+        )
+
     def new_since(self, before: Snapshot) -> list[str]:
         """Describe what is here and was not there ``before``."""
         new = {key: words for key, words in self.things.items() if key not in before.things}
         if any(key.startswith("shm:") for key in new):
             foreign = _shm_of_others()
             new = {key: words for key, words in new.items() if key.removeprefix("shm:") not in foreign}
-        return sorted(new.values())
+        if context.runners:  # result memory is pooled, and belongs to a group that still runs
+            new = {key: words for key, words in new.items() if "/memfd:results" not in key}
+        return sorted(words + _listening(key) for key, words in new.items())
 
 
 def leftovers(before: Snapshot) -> list[str]:
@@ -60,6 +75,7 @@ def leftovers(before: Snapshot) -> list[str]:
         left = Snapshot().new_since(before)
         if not left or time.monotonic() > deadline:
             return left
+        gc.collect()
         # A process or thread that is about to end; there is no one event for "any of these changed".
         threading.Event().wait(0.02)
 
@@ -94,6 +110,41 @@ def nothing_left(nothing_left_by_module: None) -> Iterator[None]:
     assert not left, f"left behind by this test: {left}"
 
 
+@pytest.fixture
+def nothing_more_left(nothing_left_by_module: None) -> Iterator[None]:
+    """For tests that restart a group which the module shares: others may be there afterwards, not more of them.
+
+    Such a module has an autouse fixture ``nothing_left`` of its own that asks for this one.
+    """
+    before = Snapshot()
+    yield
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        after = Snapshot()
+        more = after.counts() - before.counts()
+        if context.runners:
+            more.pop("fd::/memfd:results (deleted)", None)
+        if not more or time.monotonic() > deadline:
+            break
+        gc.collect()
+        threading.Event().wait(0.02)
+    assert not more, f"left behind by this test: {dict(more)} among {after.new_since(before)}"
+
+
+async def _until(runner: DistributedRunner, condition: Callable[[RunnerStatus], object], timeout: float = 20) -> Any:
+    async with asyncio.timeout(timeout):
+        status = runner.status
+        while not (found := condition(status)):
+            status = await runner.wait_status(status.version, timeout)
+    return found
+
+
+@pytest.fixture(scope="session")
+def until() -> Any:
+    """``await until(runner, condition)``: the first true value of ``condition(status)``, seen at every change of status."""
+    return _until
+
+
 def _processes() -> dict[str, str]:
     found: dict[str, str] = {}
     children = {child.pid for child in psutil.Process().children(recursive=True)}
@@ -117,21 +168,25 @@ def _descriptors() -> dict[str, str]:
         return {f"fd:{n}": "one more file descriptor" for n in range(psutil.Process().num_fds())}
     found = {}
     for number in os.listdir(FDS):
+        if int(number) <= 2:  # pytest's capturing turns them to and fro
+            continue
         try:
             target = os.readlink(FDS / number)
         except OSError:
             continue  # the one that listed the directory
         # Plain files are left to ResourceWarning: libraries keep some open on purpose (random devices, data files).
         if target.startswith(("socket:", "pipe:", "anon_inode:", "/memfd:", "/dev/shm/")):
-            found[f"fd:{number}:{target}"] = f"descriptor {number} ({target}{_listening(int(number), target)})"
+            found[f"fd:{number}:{target}"] = f"descriptor {number} ({target})"
     return found
 
 
-def _listening(number: int, target: str) -> str:
-    if not target.startswith("socket:"):
+def _listening(key: str) -> str:
+    kind, _, number = key.partition(":")
+    number, _, target = number.partition(":")
+    if kind != "fd" or not target.startswith("socket:"):
         return ""
     for connection in psutil.Process().net_connections("inet"):
-        if connection.fd == number:
+        if connection.fd == int(number):
             return f", {connection.status} {connection.laddr}"
     return ", local"
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
+import traceback
+import warnings
 from typing import Any
 
 from drumline.worker import DistributedWorker
@@ -63,10 +69,13 @@ class Facts(DistributedWorker):
             "backend": dist.get_backend(),
             "cwd": os.getcwd(),
             "kwargs": self.kwargs,
-            "environment": {k: os.environ.get(k) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")},
+            "environment": {
+                k: os.environ.get(k) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+            },
             "request_id": self.request.request_id,
             "headers": dict(self.request.headers),
-            "main_thread": __import__("threading").current_thread() is __import__("threading").main_thread(),
+            "deadline": self.request.deadline,
+            "main_thread": threading.current_thread() is threading.main_thread(),
         }
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, mine)
@@ -74,43 +83,85 @@ class Facts(DistributedWorker):
 
 
 class Steps(DistributedWorker):
-    """Takes steps with a collective each, streams one update per step, stops at checkpoints."""
+    """Takes steps with a collective each, streams one update per step, stops at checkpoints.
+
+    Its result depends on every collective: one that pairs wrongly, or a request that left something behind, shows.
+    """
 
     def __call__(
-        self, streaming: bool = False, steps: int = 10, seconds: float = 0.0, tag: str = "", collective: bool = True
+        self,
+        streaming: bool = False,
+        steps: int = 10,
+        seconds: float = 0.0,
+        tag: str = "",
+        collective: bool = True,
+        boundaries: bool = True,
+        every_rank: bool = False,
+        seed: int = 0,
     ) -> dict[str, Any]:
-        """Run ``steps`` steps of ``seconds`` each."""
+        """Run ``steps`` steps of ``seconds`` each; without ``boundaries`` nothing can interrupt them."""
         import torch
         import torch.distributed as dist
 
-        total = torch.zeros(1)
+        state = torch.rand(64, generator=torch.Generator().manual_seed(seed * 1000 + self.rank))
         for step in range(steps):
-            self.checkpoint()
-            one = torch.ones(1)
+            if boundaries:
+                self.checkpoint()
+            mean = state.clone()
             if collective:
-                dist.all_reduce(one)
-            total += one
+                dist.all_reduce(mean)
+            state = torch.sin(state + mean / self.world_size)
             if seconds:
                 time.sleep(seconds)
-            if streaming and self.rank == 0:
-                self.add_streaming_result({"step": step, "tag": tag})
-        return {"total": float(total), "tag": tag, "steps": steps}
+            if streaming and (every_rank or self.rank == 0):
+                self.add_streaming_result({"step": step, "tag": tag, "rank": self.rank})
+        return {"state": state, "tag": tag, "steps": steps}
 
 
 class Fails(DistributedWorker):
     """Fails in the way and on the rank that the payload names."""
 
-    def setup(self, fail_rank: int | None = None, how: str = "raise", collective: bool = False) -> None:
-        """Fail during setup when asked to."""
+    def setup(
+        self,
+        fail_rank: int | None = None,
+        how: str = "raise",
+        collective: bool = False,
+        fuse: str = "",
+        teardown: str = "",
+        teardown_rank: int = 1,
+    ) -> None:
+        """Fail during setup when asked to.
+
+        Args:
+            fail_rank: the rank that fails.
+            how: see :func:`fail`.
+            collective: the other ranks wait for it in a barrier.
+            fuse: file that may hold ``RANK HOW``: that rank removes the file and fails, so that the next setup works.
+            teardown: how ``teardown()`` fails.
+            teardown_rank: where.
+        """
+        self._teardown = (teardown, teardown_rank)
         if fail_rank == self.rank:
             fail(how)
+        if fuse:
+            with contextlib.suppress(FileNotFoundError), open(fuse) as file:
+                rank, _, kind = file.read().partition(" ")
+                if rank == str(self.rank):
+                    os.unlink(fuse)
+                    fail(kind)
         if collective:
             import torch.distributed as dist
 
             dist.barrier()
 
     def __call__(
-        self, streaming: bool = False, how: str = "", rank: int = 0, collective: bool = False, updates: int = 0, tag: str = ""
+        self,
+        streaming: bool = False,
+        how: str = "",
+        rank: int = 0,
+        collective: bool = False,
+        updates: int = 0,
+        tag: str = "",
     ) -> dict[str, Any]:
         """Send ``updates`` updates, then fail on ``rank`` (-1: on all), before a collective if asked for."""
         for number in range(updates):
@@ -125,9 +176,9 @@ class Fails(DistributedWorker):
         return {"ok": True, "tag": tag}
 
     def teardown(self) -> None:
-        """Fail when the environment says so."""
-        how = os.environ.get("DRUMLINE_TEST_TEARDOWN", "")
-        if how and self.rank == 1:
+        """Fail when ``setup`` was told so."""
+        how, rank = self._teardown
+        if how and self.rank == rank:
             fail(how)
 
 
@@ -136,7 +187,7 @@ class WorkerExploded(ValueError):
 
 
 def fail(how: str) -> None:
-    """Fail: raise, exit, kill, stop, hang or segfault."""
+    """Fail: raise, exit, kill, stop, hang, segfault, or lose the connections to the other ranks and then raise."""
     match how:
         case "raise":
             raise WorkerExploded("exploded on purpose")
@@ -155,8 +206,67 @@ def fail(how: str) -> None:
             import ctypes
 
             ctypes.string_at(0)
+        case "disconnect":
+            _close_connections()
+            time.sleep(0.2)  # the peers' "connection closed" comes first
+            raise WorkerExploded("exploded after its connections were gone")
         case _:
             raise ValueError(f"unknown way to fail: {how}")
+
+
+def _close_connections() -> None:
+    """Shut down this process's TCP connections, which are those of the process group."""
+    import socket
+
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as connection:
+                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+class Talks(DistributedWorker):
+    """Writes lines in every way there is, each with the rank and the tag of the request."""
+
+    def __call__(self, streaming: bool = False, tag: str = "", lines: int = 1, how: str = "print") -> dict[str, Any]:
+        """Write ``lines`` lines."""
+        for number in range(lines):
+            talk(how, f"{tag} rank={self.rank} line={number}", self)
+        return {"tag": tag}
+
+
+def talk(how: str, text: str, worker: DistributedWorker) -> None:
+    """Write ``text``: print, rank_print, warning, logging, traceback, descriptor, stdio (C's own), child or thread."""
+    match how:
+        case "print":
+            print(text)  # noqa: T201
+        case "rank_print":
+            worker.rank_print(text)
+        case "warning":
+            warnings.warn(text, stacklevel=1)
+        case "logging":
+            logging.getLogger("some.library").error(text)
+        case "traceback":
+            try:
+                raise WorkerExploded(text)
+            except WorkerExploded:
+                traceback.print_exc()
+        case "descriptor":
+            os.write(2, text.encode() + b"\n")
+        case "stdio":
+            import ctypes
+
+            ctypes.CDLL(None).puts(text.encode())
+        case "child":
+            subprocess.run(["/bin/echo", text], check=True)  # noqa: S603
+        case "thread":
+            thread = threading.Thread(target=print, args=(text,))
+            thread.start()
+            thread.join()
+        case _:
+            raise ValueError(f"unknown way to talk: {how}")
 
 
 class Sleeps(DistributedWorker):
