@@ -106,7 +106,8 @@ def examine(port: int = 8080, cluster: bool = True) -> Iterator[Finding]:
         yield from check_packages()
         yield check_gpus(driver)
         yield from torch.findings(driver)
-        yield check_shm(Path("/dev/shm"), len(driver.gpus))  # noqa: S108
+        if sys.platform == "linux":
+            yield check_shm(Path("/dev/shm"), len(driver.gpus))  # noqa: S108
         yield from check_system()
         yield check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
         yield check_temporary()
@@ -248,8 +249,6 @@ def check_torch(found: dict[str, Any], driver: gpus.Driver) -> Iterator[Finding]
 
 def check_shm(folder: Path, gpu_count: int) -> Finding:
     """Shared memory, which NCCL and data loaders need; 64 MiB is a container's default."""
-    if sys.platform == "darwin":
-        return Finding("shared memory", "ok", "macOS has no /dev/shm and needs none")
     cure = "docker run --shm-size=2g; in a pod: an emptyDir with medium Memory at /dev/shm"
     try:
         space = os.statvfs(folder)
