@@ -35,6 +35,9 @@ class ParallelSDXL(DistributedWorker):
         if model == "tiny":
             from drumline.testing.tiny import tiny_models
 
+            if self.rank == 0:  # builds and saves it at the first call; transformers saves on no other rank
+                tiny_models()
+            dist.barrier()
             folder = tiny_models()
             model, vae = str(folder / "sdxl"), str(folder / "taesd")
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
