@@ -80,9 +80,15 @@ def build_taesd(seed: int = 0) -> Any:
 
 
 def save_sdxl(folder: Path | str, seed: int = 0) -> Path:
-    """Write :func:`build_sdxl` to ``folder`` (made if needed, 5 MB) for ``from_pretrained``; return it."""
+    """Write :func:`build_sdxl` to ``folder`` (made if needed, 5 MB) for ``from_pretrained``; return it.
+
+    Raises:
+        RuntimeError: this process is a rank other than 0, where transformers leaves out the weights.
+    """
     with _without_progress_bars():
         build_sdxl(seed).save_pretrained(folder)
+    if not any(Path(folder, "text_encoder").glob("*.safetensors")):
+        raise RuntimeError("transformers saves models on rank 0 only; build the tiny models there, then pass a barrier")
     return Path(folder)
 
 
