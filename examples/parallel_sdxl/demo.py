@@ -134,9 +134,7 @@ def demo(server: Server, out: Path, request: dict[str, Any]) -> None:
     with Client(server.url) as app:
         started = time.monotonic()
         _, files = save_images(app.invoke({**request, "prompt": PROMPTS[0]}), out, "invoke")
-        say(
-            "invoke", f"{files[0]} ({check_picture(files[0], len(ranks))})", time.monotonic() - started
-        )
+        say("invoke", f"{files[0]} ({check_picture(files[0], len(ranks))})", time.monotonic() - started)
         stream(app, out, {**request, "prompt": PROMPTS[1]}, len(ranks))
     started = time.monotonic()
     server.stop()
