@@ -140,11 +140,11 @@ async def test_a_full_queue_and_a_time_out(steps: str) -> None:
     async with AsyncClient(steps) as client:
         async with client.stream({"steps": 5000, "seconds": 0.02}) as running:
             await anext(running)
-            waiting = asyncio.create_task(client.invoke({"tag": "waits"}, timeout=WAIT))
-            while (await client.status())["queueDepth"] == 0:  # each answer is a step: the request is on its way
-                pass
+            # One place to wait: of two, one is refused at once, the other one is served after the stream.
+            both = [asyncio.create_task(client.invoke({"tag": "waits"}, timeout=WAIT)) for _ in range(2)]
+            (refused,), (waiting,) = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             with pytest.raises(QueueFull) as full:
-                await client.invoke()
+                await refused
             assert full.value.retry_after >= 1
         assert (await waiting)["tag"] == "waits"
         with pytest.raises(RequestTimeout):
