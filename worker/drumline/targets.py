@@ -294,7 +294,7 @@ def _taken(file: Path, root: Path) -> bool:
         return not _is_file(loaded, file)
     others = [entry for entry in sys.path if entry and Path(entry) != root]
     spec = importlib.machinery.PathFinder.find_spec(file.stem, others)
-    return spec is not None and spec.origin is not None and Path(spec.origin) != file
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() != file
 
 
 def _is_file(module: ModuleType, file: Path) -> bool:
