@@ -247,6 +247,11 @@ class Group:
     def kill(self) -> list[Effect]:
         """Stopping took too long."""
         self._dying = True
+        missing = sorted(set(range(self.world_size)) - self._torn_down)
+        if self._tearing_down and missing:
+            text = f"teardown() did not end in time on rank {', '.join(map(str, missing))}"
+            self.last_failure = RankLost(missing[0], reason="Stuck", message=text)
+            self.teardown_failure = self.teardown_failure or self.last_failure
         effects = self._abandon(RequestCancelled("the runner was stopped"))
         return [*effects, Kill()]
 
