@@ -152,10 +152,22 @@ def painter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(start: Callable[..., Running], painter: Path) -> str:
-    """The address of the painter on two ranks."""
+def painting(start: Callable[..., Running], painter: Path) -> tuple[Running, str]:
+    """The painter on two ranks, and its address."""
     running = start("run", str(painter), "-n", "2", "--port", "0", "--setup", "colour=blue")
-    return running.url()
+    return running, running.url()
+
+
+@pytest.fixture(scope="module")
+def served(painting: tuple[Running, str]) -> str:
+    return painting[1]
+
+
+@pytest.fixture(scope="module")
+def stepping(start: Callable[..., Running]) -> tuple[Running, str]:
+    """A worker that takes long, and its address."""
+    running = start("run", f"{WORKERS}:Steps", "--port", "0")
+    return running, running.url()
 
 
 def drumline(*arguments: str, env: dict[str, str] | None = None, folder: Path | None = None) -> Any:
@@ -215,21 +227,18 @@ def test_a_wrong_path_is_2(served: str) -> None:
     assert "error: " in done.stderr
 
 
-def test_a_time_out_is_1_and_stops_the_ranks(start: Callable[..., Running]) -> None:
-    running = start("run", f"{WORKERS}:Steps", "--port", "0")
-    url = running.url()
+def test_a_time_out_is_1_and_stops_the_ranks(stepping: tuple[Running, str]) -> None:
+    _, url = stepping
     done = drumline("invoke", url, "steps=1000", "seconds=0.05", "--timeout", "0.5")
     assert done.returncode == 1
     assert "within 0.5 s" in done.stderr
     assert "try:   a longer --timeout" in done.stderr
     with Client(url) as client:
         assert client.invoke({"steps": 1, "tag": "next"}, timeout=20)["tag"] == "next"
-    assert running.end(signal.SIGTERM) == 0
 
 
-def test_ctrl_c_of_a_stream_cancels_its_request(start: Callable[..., Running]) -> None:
-    running = start("run", f"{WORKERS}:Steps", "--port", "0")
-    url = running.url()
+def test_ctrl_c_of_a_stream_cancels_its_request(stepping: tuple[Running, str]) -> None:
+    running, url = stepping
     command = [*DRUMLINE, "stream", url, "steps=2000", "seconds=0.05", "--events"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as client:
         assert client.stdout is not None
@@ -239,19 +248,16 @@ def test_ctrl_c_of_a_stream_cancels_its_request(start: Callable[..., Running]) -
     assert client.returncode == 1
     assert errors == "interrupted\n"
     assert running.until("POST /stream")["outcome"] == "cancelled"
-    assert running.end(signal.SIGTERM) == 0
 
 
 # -- run
 
 
-def test_the_serving_process_does_not_load_torch(start: Callable[..., Running], painter: Path) -> None:
-    running = start("run", str(painter), "--port", "0")
-    running.url()
-    maps = Path(f"/proc/{running.process.pid}/maps").read_text()
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_the_serving_process_does_not_load_torch(painting: tuple[Running, str]) -> None:
+    maps = Path(f"/proc/{painting[0].process.pid}/maps").read_text()
+    assert "msgspec" in maps
     assert "libtorch" not in maps
-    assert "libpython" in maps or "python" in maps
-    assert running.end(signal.SIGINT) == 0
 
 
 def test_a_terminal_sees_progress_and_lines_to_paste(painter: Path) -> None:
@@ -402,9 +408,12 @@ def environment(**settings: Any) -> dict[str, str]:
 
 
 def test_serve_runs_from_the_environment_and_logs_json(start: Callable[..., Running]) -> None:
-    env = environment(target=f"{WORKERS}:Talks", world_size=2, name="talks", namespace="team")
+    # An app for GPUs, that is told to make do with the CPU.
+    env = environment(target=f"{WORKERS}:Talks", num_gpus=2, device="cpu", name="talks", namespace="team")
     running = start("serve", env=env)
     url = running.url()
+    with Client(url) as client:
+        assert [rank["device"] for rank in client.status()["ranks"]] == ["cpu", "cpu"]
     with Client(f"{url}/team/talks") as client:
         client.invoke({"tag": "hello"}, request_id="r-1")
     with Client(f"{url}/team/other") as client, pytest.raises(ConfigurationError):
@@ -450,33 +459,22 @@ def test_serve_refuses_to_run_a_gpu_app_on_the_cpu(tmp_path: Path) -> None:
     assert "DRUMLINE_DEVICE=cpu" in log.read_text()
 
 
-def test_serve_runs_a_gpu_app_on_the_cpu_when_told(start: Callable[..., Running]) -> None:
-    running = start("serve", env=environment(target=f"{WORKERS}:Echo", num_gpus=2, device="cpu"))
-    with Client(running.url()) as client:
-        assert [rank["device"] for rank in client.status()["ranks"]] == ["cpu", "cpu"]
-    assert running.end(signal.SIGTERM) == 0
-
-
 # -- doctor
 
 
-def test_doctor_for_programs() -> None:
-    done = drumline("doctor", "-o", "json", "--no-cluster")
-    told = json.loads(done.stdout)
-    assert done.returncode == (0 if told["ok"] else 1)
-    found = {finding["name"]: finding for finding in told["findings"]}
-    assert {"platform", "packages", "GPUs", "torch", "open files", "loopback", "port"} <= set(found)
-    assert found["torch"]["status"] == "ok"
-
-
-def test_doctor_fails_when_something_needed_is_broken() -> None:
+def test_doctor_names_each_problem_with_its_cure() -> None:
     done = subprocess.run(
-        ["/bin/sh", "-c", 'ulimit -Sn 256; exec "$0" "$@"', *DRUMLINE, "doctor", "--no-cluster"],
+        ["/bin/sh", "-c", 'ulimit -Sn 256; exec "$0" "$@"', *DRUMLINE, "doctor", "--no-cluster", "-o", "json"],
         capture_output=True,
         text=True,
         timeout=WAIT,
         check=False,
     )
+    told = json.loads(done.stdout)
+    found = {finding["name"]: finding for finding in told["findings"]}
+    assert {"platform", "packages", "GPUs", "torch", "open files", "loopback", "port"} <= set(found)
+    assert found["torch"]["status"] == "ok"
+    assert found["open files"]["status"] == "problem"
+    assert "ulimit -n" in found["open files"]["cure"]
+    assert not told["ok"]
     assert done.returncode == 1
-    assert re.search(r"FAIL\s+open files\s+256", done.stdout)
-    assert "try: ulimit -n" in done.stdout
