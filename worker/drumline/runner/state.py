@@ -37,6 +37,7 @@ from drumline.runner.effects import (
     Started,
     StopRequest,
     Timer,
+    reason_of,
 )
 
 #: How long a rank's "my peer is gone" waits for the peer's own story.
@@ -396,8 +397,3 @@ class Group:
             message=f"rank {ranks} did not leave the request within {self.cancel_grace:g} s after: {cause}",
         )
         return effects + self.lost(stuck, now)
-
-
-def reason_of(error: DrumlineError) -> str:
-    """A CamelCase word for a restart's reason, also a metric label."""
-    return error.reason if isinstance(error, RankLost) else type(error).__name__
