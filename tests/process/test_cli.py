@@ -253,7 +253,7 @@ def test_ctrl_c_of_a_stream_cancels_its_request(stepping: tuple[Running, str]) -
 # -- run
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.linux  # looks at /proc
 def test_the_serving_process_does_not_load_torch(painting: tuple[Running, str]) -> None:
     maps = Path(f"/proc/{painting[0].process.pid}/maps").read_text()
     assert "msgspec" in maps
