@@ -368,6 +368,11 @@ class Engine:
         self.perform(effects)
         self._on_change()
 
+    def on_spawned(self, rank: int) -> None:
+        """See :class:`drumline.runner.incarnation.Events`."""
+        del rank
+        self._on_change()
+
     def on_exited(self, rank: int, exit_code: int | None, number: int | None) -> None:
         """See :class:`drumline.runner.incarnation.Events`."""
         self.perform(self.group.exited(rank, RankLost(rank, exit_code=exit_code, signal=number), self.now))

@@ -33,6 +33,9 @@ class Events(Protocol):
     def on_message(self, rank: int, message: bytes, buffers: list[Any]) -> None:
         """A rank sent a message."""
 
+    def on_spawned(self, rank: int) -> None:
+        """A rank has a process now."""
+
     def on_exited(self, rank: int, exit_code: int | None, number: int | None) -> None:
         """A rank's process ended; everything it sent was delivered before."""
 
@@ -145,6 +148,7 @@ class Incarnation:
         match report:
             case wire.Spawned():
                 self.ranks[report.rank].pid = report.pid
+                self._events.on_spawned(report.rank)
             case wire.Paused():
                 rank = self.ranks[report.rank]
                 if rank.alive:
