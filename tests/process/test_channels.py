@@ -6,113 +6,33 @@ import asyncio
 import os
 import select
 import signal
-import subprocess
-import sys
 import zlib
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 import psutil
 import pytest
 import torch
 
 from drumline.runner.channel.local import LocalChannel
-from drumline.runner.channel.port import Channel
 from drumline.runner.channel.remote import RemoteChannel
+from drumline.testing.channel_group import ChannelGroup, encode
 
 MIB = 1 << 20
 SECONDS = 40  # of a test, on a busy machine
-encode = msgspec.msgpack.encode
 
 
-class Group:
-    """The runner's end of a channel, and one process per rank at its other end."""
-
-    def __init__(self, channel: Channel, world_size: int) -> None:
-        self.channel = channel
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.received: dict[int, list[tuple[Any, list[Any]]]] = defaultdict(list)
-        self.closed: list[int] = []
-        self._changed = asyncio.Event()
-        channel.open(self._on_message, self._on_closed)
-        for rank in range(world_size):
-            end = channel.rank_end(rank)
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(Path(__file__).with_name("rank_end.py")), msgspec.json.encode(end).decode()],
-                    pass_fds=[] if end.descriptor is None else [end.descriptor],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                )
-            )
-            channel.release_rank_end(rank)
-
-    def _on_message(self, rank: int, message: bytes, buffers: list[Any]) -> None:
-        assert rank not in self.closed, "a message after the end"
-        self.received[rank].append((msgspec.msgpack.decode(message), buffers))
-        self._changed.set()
-
-    def _on_closed(self, rank: int) -> None:
-        assert rank not in self.closed, "closed twice"
-        self.closed.append(rank)
-        self._changed.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self._changed.clear()
-            await self._changed.wait()
-
-    async def take(self, rank: int, count: int = 1) -> list[tuple[Any, list[Any]]]:
-        """Wait for the next ``count`` messages of ``rank``."""
-        await self.until(lambda: len(self.received[rank]) >= count)
-        taken, self.received[rank] = self.received[rank][:count], self.received[rank][count:]
-        return taken
-
-    def tell(self, rank: int, do: str, buffers: list[Any] | None = None, **arguments: Any) -> None:
-        self.channel.send([rank], encode({"do": do, **arguments}), buffers or [])
-
-    async def ask(
-        self, rank: int, do: str, buffers: list[Any] | None = None, **arguments: Any
-    ) -> tuple[Any, list[Any]]:
-        self.tell(rank, do, buffers, **arguments)
-        [answer] = await self.take(rank)
-        return answer
-
-    async def line(self, rank: int) -> str:
-        """Wait for what the rank's process says next on its standard output."""
-        stdout = self.processes[rank].stdout
-        assert stdout is not None
-        return (await asyncio.to_thread(stdout.readline)).decode().strip()
-
-    def resume(self, rank: int) -> None:
-        stdin = self.processes[rank].stdin
-        assert stdin is not None
-        stdin.write(b"!")
-        stdin.flush()
-
-    async def close(self) -> None:
-        self.channel.close()
-        for process in self.processes:
-            process.kill()
-            await asyncio.to_thread(process.wait)
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                pipe.close()
-
-
-Start = Callable[..., AbstractAsyncContextManager[Group]]
+Start = Callable[..., AbstractAsyncContextManager[ChannelGroup]]
 
 
 @pytest.fixture(params=["local", "remote"])
 def start(request: pytest.FixtureRequest) -> Start:
     @asynccontextmanager
-    async def started(world_size: int = 1, *, connected: bool = True) -> AsyncIterator[Group]:
-        group = Group(LocalChannel(world_size) if request.param == "local" else RemoteChannel(world_size), world_size)
+    async def started(world_size: int = 1, *, connected: bool = True) -> AsyncIterator[ChannelGroup]:
+        group = ChannelGroup(
+            LocalChannel(world_size) if request.param == "local" else RemoteChannel(world_size), world_size
+        )
         try:
             async with asyncio.timeout(SECONDS):
                 for rank in range(world_size if connected else 0):
@@ -256,7 +176,7 @@ async def test_a_ranks_buffers_stay_valid_until_it_drops_them(start: Start) -> N
         assert sums == [zlib.crc32(part) for body in bodies for part in (body, body[:70_000])]
 
 
-def resident(group: Group) -> int:
+def resident(group: ChannelGroup) -> int:
     return sum(psutil.Process(pid).memory_info().rss for pid in (os.getpid(), group.processes[0].pid))
 
 

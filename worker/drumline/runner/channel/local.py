@@ -89,7 +89,7 @@ class LocalChannel:
 
     def _deliver(self, peer: _Peer, header: bytes, message: bytes) -> None:
         if peer.closed:
-            return  # by whom the frame before was delivered to
+            return  # since the frame before was delivered
         buffers: list[Any] = []
         if header:
             try:

@@ -1,7 +1,7 @@
-"""The process at the rank's end in the channel tests: it does with its link what each message tells it.
+"""The process at the rank's end in tests of a channel: it does with its link what each message tells it.
 
-A message is msgpack of ``{"do": name, ...}``; a message that comes back is msgpack, too. Run with one argument: the
-:class:`RankEnd` as JSON.
+A message is msgpack of ``{"do": name, ...}``; a message that comes back is msgpack, too. Run it with one argument, the
+``RankEnd`` as JSON: ``python -m drumline.testing.rank_end END``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ encode = msgspec.msgpack.encode
 
 
 def connect(end: RankEnd) -> Link:
+    """Return the rank's link."""
     if end.descriptor is not None:
         return LocalLink(socket.socket(fileno=end.descriptor))
     from drumline.rank.remote import RemoteLink
@@ -32,10 +33,12 @@ def connect(end: RankEnd) -> Link:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """Tell the test something beside the channel."""
+    print(text, flush=True)  # noqa: T201
 
 
 def serve(link: Link) -> None:
+    """Obey until the runner is gone."""
     kept: list[Any] = []
     while True:
         try:
@@ -82,6 +85,7 @@ def serve(link: Link) -> None:
 
 
 def make(link: Link, count: int, size: int, *, buffer: bool, report: int = 0) -> None:
+    """Send ``count`` messages with ``size`` bytes each, and say every ``report``-th number."""
     for number in range(count):
         body = bytes([number % 251]) * size
         link.send(encode({"number": number, "body": b"" if buffer else body}), [body] if buffer else [])
@@ -92,6 +96,7 @@ def make(link: Link, count: int, size: int, *, buffer: bool, report: int = 0) ->
 
 
 def send_many(link: Link, thread: int, count: int) -> None:
+    """Send ``count`` messages from this thread."""
     for number in range(count):
         # Now and then one with a buffer: its frames must stay together.
         link.send(encode({"thread": thread, "number": number}), [b"x" * 100_000] if number % 10 == 0 else [])
