@@ -8,6 +8,7 @@ number of them of any size, and reads for ever what is left of a body that was r
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -32,6 +33,7 @@ class Connection(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self.on_lost: Callable[[], None] | None = None
 
     # -- the head
 
@@ -151,6 +153,8 @@ class Connection(HttpToolsProtocol):
         _cancel(self._stall)
         self._stall = None
         super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -30,7 +31,10 @@ class ClientGoneError(Exception):
 
 
 class Transport(Protocol):
-    """What a connection tells its exchange (see ``connections``); absent under other ASGI servers."""
+    """What a connection does for its exchange (see ``connections``); absent under other ASGI servers."""
+
+    on_lost: Callable[[], None] | None
+    """Called when the client is gone."""
 
     @property
     def body_complete(self) -> bool:
@@ -57,12 +61,12 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection",
         "_receive",
         "_send",
         "began",
         "caller",
         "complete",
+        "connection",
         "failure",
         "headers",
         "is_call",
@@ -84,7 +88,7 @@ class Exchange:
         self.scope = scope
         self._receive = receive
         self._send = send
-        self._connection: Transport | None = scope.get(CONNECTION_KEY)
+        self.connection: Transport | None = scope.get(CONNECTION_KEY)
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = limits.request_id(self.headers.get(b"x-request-id"), self.headers.get(b"x-fal-request-id"))
         self.method: str = scope["method"]
@@ -112,7 +116,7 @@ class Exchange:
     @property
     def body_complete(self) -> bool:
         """The whole body is known to have arrived."""
-        return self._connection is not None and self._connection.body_complete
+        return self.connection is not None and self.connection.body_complete
 
     async def receive(self) -> Message:
         """Return the next ASGI message of the request."""
@@ -191,8 +195,8 @@ class Exchange:
 
     def abort(self) -> None:
         """Cut the connection, with whatever is still unsent."""
-        if self._connection is not None:
-            self._connection.abort()
+        if self.connection is not None:
+            self.connection.abort()
 
     def add(self, ticket: Ticket) -> None:
         """Count the waits of a ticket that is over."""
@@ -202,9 +206,12 @@ class Exchange:
             self.run_time = (self.run_time or 0.0) + ticket.run_time
 
     def log(self) -> None:
-        """Write the access line; never a payload."""
-        if not _access.isEnabledFor(logging.INFO):
-            return
+        """Write the access line, as soon as the answer is on its way; never a payload."""
+        if _access.isEnabledFor(logging.INFO):
+            # An event loop may collect what is written in one turn: the line must not hold up the answer.
+            asyncio.get_running_loop().call_soon(self._log, time.perf_counter() - self.began)
+
+    def _log(self, duration: float) -> None:
         fields = {
             "method": self.method,
             "path": self.path,
@@ -214,7 +221,7 @@ class Exchange:
             "caller": self.caller if self.caller.startswith("key-") else "anonymous",
             "queue_wait": _rounded(self.queue_wait),
             "run_time": _rounded(self.run_time),
-            "duration": _rounded(time.perf_counter() - self.began),
+            "duration": _rounded(duration),
             "bytes": self.sent_bytes,
         }
         _access.info("%s %s %d %s", self.method, self.path, self.status, self.outcome, extra=fields)
