@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import inspect
 import logging
@@ -40,10 +41,8 @@ def run_rank(config: RankConfig, fds: list[int], worker_class: type) -> None:
     finally:
         # No interpreter shutdown: destructors of half a machine learning stack may hang or crash; the GPU is freed anyway.
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with contextlib.suppress(Exception):  # user code may have replaced or closed them
                 stream.flush()
-            except (OSError, ValueError):
-                continue
         os._exit(code)
 
 
