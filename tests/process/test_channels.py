@@ -267,12 +267,12 @@ async def test_the_end_of_a_rank_is_told_once_and_after_its_last_message(start: 
 
 async def test_drain_delivers_what_an_ended_rank_had_sent(start: Start) -> None:
     async with start(2) as group:
-        group.tell(0, "leave", count=50, size=1000)
+        group.tell(0, "leave", count=120, size=200)  # more than a channel reads ahead, less than blocks the rank
         await asyncio.sleep(0)
         # The loop is not run from here on: the exit status may be the first that the runner hears.
         assert group.processes[0].wait(SECONDS) == 3
         group.channel.drain(0)
-        assert [message["number"] for message, _ in group.received[0]] == list(range(50))
+        assert [message["number"] for message, _ in group.received[0]] == list(range(120))
         await group.ask(1, "echo")
 
 
