@@ -41,7 +41,7 @@ contract: setup ## HTTP routes, OpenAPI and the fal client against a running ser
 	$(PYTEST) --session-timeout=600 tests/contract
 
 process: setup ## Real rank processes: serve, stream, raise, kill, hang, cancel
-	$(PYTEST) --session-timeout=1200 tests/process
+	$(PYTEST) --session-timeout=2400 tests/process
 
 strategies: setup ## Every example against its one-process result, and the demo
 	$(PYTEST) --session-timeout=1200 tests/strategies
