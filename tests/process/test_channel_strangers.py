@@ -386,7 +386,7 @@ async def test_where_it_listens(address: str, reachable: str) -> None:
         await group.close()
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+@pytest.mark.ipv6
 async def test_ipv6() -> None:
     channel = RemoteChannel(1, "::1")
     group = ChannelGroup(channel, 1)
