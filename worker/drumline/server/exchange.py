@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -42,6 +44,9 @@ class Transport(Protocol):
 
     def abort(self) -> None:
         """Cut the connection, with whatever is still unsent."""
+
+    def one_write(self) -> AbstractContextManager[None]:
+        """Join what is sent meanwhile into one write."""
 
 
 class Exchange:
@@ -162,8 +167,9 @@ class Exchange:
         self.status = status
         self.sent_bytes = len(body)
         headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-request-id", self.request_id.encode())]
-        await self._deliver({"type": "http.response.start", "status": status, "headers": headers})
-        await self._deliver({"type": "http.response.body", "body": body})
+        with self.connection.one_write() if self.connection is not None else contextlib.nullcontext():
+            await self._deliver({"type": "http.response.start", "status": status, "headers": headers})
+            await self._deliver({"type": "http.response.body", "body": body})
 
     async def problem(self, problem: Problem) -> None:
         """Send a problem as the whole response."""
