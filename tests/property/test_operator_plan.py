@@ -338,6 +338,9 @@ def do(cluster: FakeCluster, step: tuple[str, Any]) -> None:
             cluster.tick()
     elif what == "reconcile":
         run(cluster)
+    elif what == "rounds":
+        for _ in itertools.islice(rounds(cluster), value):
+            check(cluster)
     elif what == "remove":  # somebody deletes a child
         cluster.objects.pop((value, "sdxl"), None)
     elif what == "drift" and (child := cluster.objects.get((value, "sdxl"))):
@@ -370,6 +373,7 @@ steps = st.one_of(
     st.tuples(st.just("edit"), edits),
     st.tuples(st.just("tick"), st.integers(1, 4)),
     st.tuples(st.just("reconcile"), st.none()),
+    st.tuples(st.just("rounds"), st.integers(1, 6)),
     st.tuples(st.just("remove"), st.sampled_from(sorted(API_VERSIONS))),
     st.tuples(st.just("drift"), st.sampled_from(["Deployment", "PodDisruptionBudget", "Service"])),
     st.tuples(st.just("kill pod"), st.integers(0, 2)),
@@ -382,6 +386,11 @@ faults = st.lists(st.sampled_from(["ok", "ok", "lost", "late", "conflict"]), max
 
 @settings(max_examples=150)
 @given(first=edits, story=st.lists(steps, max_size=12), broken=faults)
+@example(
+    first={"networkPolicy": "DenyAllIngress"},
+    story=[("rounds", 2), ("edit", {"networkPolicy": "Disabled"})],
+    broken=["ok", "ok", "lost", "late"],
+)
 @example(first={"replicas": 3}, story=[("tick", 4), ("reconcile", None), ("edit", {"image": "bad"})], broken=[])
 def test_it_converges(first: dict[str, Any], story: list[tuple[str, Any]], broken: list[str]) -> None:
     cluster = FakeCluster(broken)
