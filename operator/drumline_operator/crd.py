@@ -154,7 +154,7 @@ def _root(description: str, spec: type, status: type) -> dict[str, Any]:
         "properties": {
             "apiVersion": {"type": "string", "description": f"version of this shape, {versioned}"},
             "kind": {"type": "string", "description": f"kind of this object, {versioned}"},
-            "metadata": {"type": "object", "description": f"name and labels, {versioned}"},
+            "metadata": {"type": "object"},  # the API server takes no description here: it has its own
             "spec": {**structural(spec, RULES, _LIST_KEYS), "description": "what is wanted"},
             "status": {**structural(status, RULES, _LIST_KEYS), "description": "what is; written by the operator"},
         },
