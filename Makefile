@@ -64,7 +64,7 @@ format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 lock: ## Resolve requirements.lock anew from pyproject.toml (UPGRADE=1: newest versions)
-	tools/uv pip compile pyproject.toml --extra diffusion --group dev --universal --python-version 3.11 \
+	tools/uv pip compile pyproject.toml --extra diffusion --extra operator --group dev --universal --python-version 3.11 \
 		--no-header --no-emit-index-url --generate-hashes $(if $(UPGRADE),--upgrade) --quiet -o requirements.lock
 
 clean: ## Remove the environment, caches and outputs

@@ -56,7 +56,7 @@ class Cluster(Protocol):
         ...
 
     async def set_status(self, raw: Raw, status: Raw) -> None:
-        """Write the status of the DistributedApp or MachineType ``raw``, if it is still the same object."""
+        """Write the status of the DistributedApp or MachineType ``raw``, if it has not changed since it was read."""
         ...
 
     async def event(self, raw: Raw, type: str, reason: str, message: str) -> None:
