@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types layers unit contract process strategies gpu bench bench-quick format lock clean
+.PHONY: help setup demo test lint crds types layers unit contract process strategies gpu bench bench-quick format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,9 +24,13 @@ demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, sav
 
 test: lint types layers unit contract process strategies ## Everything that CI checks
 
-lint: setup ## Style and common mistakes (ruff)
+lint: setup ## Style and common mistakes (ruff), and whether crds/ is up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=operator $(BIN)/python -m drumline_operator.crd --check
+
+crds: setup ## Write crds/ from the models in worker/drumline/api
+	PYTHONPATH=operator $(BIN)/python -m drumline_operator.crd --write
 
 types: setup ## mypy --strict over the package
 	$(BIN)/mypy
@@ -60,9 +64,9 @@ format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 lock: ## Resolve requirements.lock anew from pyproject.toml (UPGRADE=1: newest versions)
-	tools/uv pip compile pyproject.toml --extra diffusion --group dev --universal --python-version 3.11 \
+	tools/uv pip compile pyproject.toml --extra diffusion --extra operator --group dev --universal --python-version 3.11 \
 		--no-header --no-emit-index-url --generate-hashes $(if $(UPGRADE),--upgrade) --quiet -o requirements.lock
 
 clean: ## Remove the environment, caches and outputs
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist demo-output
-	find worker tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find operator worker tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} +
