@@ -1,0 +1,160 @@
+"""The command line: `python -m e2e.cluster COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import machine, pins
+from .envtest import EnvTest
+from .errors import ClusterError
+from .layout import Shape
+from .local import LocalCluster
+from .provider import Cluster, choose
+from .store import Store
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands."""
+    top = argparse.ArgumentParser(
+        prog="python -m e2e.cluster",
+        description="A real Kubernetes for tests. CLUSTER=local (default: two nodes on this Linux machine), kind or current.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    build = commands.add_parser("build", help="build the pinned Go programs and images into the user's cache")
+    build.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"one of {', '.join(pins.OWNERS)} (default: all)")
+    commands.add_parser("prune", help="remove builds of other versions from the user's cache")
+    commands.add_parser("packages", help="install the Debian packages that the cluster needs")
+    up = commands.add_parser("up", help="start the cluster, or what is missing of it")
+    up.add_argument("--nodes", type=int, help="default: 2")
+    up.add_argument("--gpus", type=int, help="GPUs of each node (default: 8)")
+    up.add_argument("--proxy-mode", choices=("nftables", "iptables"), help="kube-proxy's (default: nftables)")
+    up.add_argument("--label", action="append", metavar="NODE:KEY=VALUE", help="a node's label; may be given again")
+    commands.add_parser("down", help="remove the cluster")
+    commands.add_parser("status", help="show what runs; fails unless all of it does")
+    load = commands.add_parser("load-image", help="bring the images of an OCI layout (folder or tar) into every node")
+    load.add_argument("--name", default="", help="the image's full name, if the layout has none")
+    load.add_argument("path", type=Path, nargs="+")
+    commands.add_parser("kubeconfig", help="print the path of the administrator's kubeconfig")
+    kubectl = commands.add_parser("kubectl", help="run kubectl")
+    kubectl.add_argument("arguments", nargs=argparse.REMAINDER)
+    for name, words in (("stop", "kill one component, for tests of failures"), ("start", "start one component")):
+        one = commands.add_parser(name, help=words)
+        one.add_argument("node")
+        one.add_argument("component")
+    execute = commands.add_parser("exec", help="run a command on a node")
+    execute.add_argument("node")
+    execute.add_argument("arguments", nargs=argparse.REMAINDER)
+    envtest = commands.add_parser(
+        "envtest", help="etcd and the API server alone, for the time of a command (default: until Ctrl-C)"
+    )
+    envtest.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    return top
+
+
+def shape(arguments: argparse.Namespace) -> Shape | None:
+    """What the options of `up` ask for, or None where they ask for nothing.
+
+    Raises:
+        ClusterError: An option makes no sense.
+    """
+    labels: dict[str, dict[str, str]] = {}
+    nodes = arguments.nodes or Shape.nodes
+    for label in arguments.label or []:
+        node, _, pair = label.partition(":")
+        key, separator, value = pair.partition("=")
+        if node not in {f"node-{i}" for i in range(1, nodes + 1)} or not separator:
+            raise ClusterError(f"--label {label}: must be NODE:KEY=VALUE with a node from node-1 to node-{nodes}")
+        labels.setdefault(node, {})[key] = value
+    given = {"nodes": arguments.nodes, "gpus": arguments.gpus, "proxy_mode": arguments.proxy_mode, "labels": labels}
+    chosen = {name: value for name, value in given.items() if value not in (None, {})}
+    if arguments.nodes is not None and not 1 <= arguments.nodes <= 9:
+        raise ClusterError(f"--nodes {arguments.nodes}: must be 1 to 9")
+    if arguments.gpus is not None and arguments.gpus < 0:
+        raise ClusterError(f"--gpus {arguments.gpus}: must not be negative")
+    return Shape(**chosen) if chosen else None
+
+
+def command_of(arguments: Sequence[str]) -> list[str]:
+    """What follows `--`."""
+    return list(arguments[1:] if arguments[:1] == ["--"] else arguments)
+
+
+def envtest(arguments: Sequence[str]) -> int:
+    """Run a command with KUBECONFIG set, or wait for Ctrl-C; the exit status."""
+    with EnvTest(report=print) as server:
+        if line := command_of(arguments):
+            environment = os.environ | {"KUBECONFIG": str(server.kubeconfig)}
+            return subprocess.run(line, env=environment, check=False).returncode
+        print(f"export KUBECONFIG={server.kubeconfig}\nCtrl-C ends it", flush=True)
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    return 0
+
+
+def _local(cluster: Cluster, command: str) -> LocalCluster:
+    if not isinstance(cluster, LocalCluster):
+        raise ClusterError(f"`{command}` works with CLUSTER=local only")
+    return cluster
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what was asked; the exit status."""
+    match arguments.command:
+        case "build":
+            if unknown := sorted(set(arguments.programs) - set(pins.OWNERS)):
+                raise ClusterError(f"there is no {', '.join(unknown)}; there are {', '.join(pins.OWNERS)}")
+            Store().ensure(arguments.programs or pins.CLUSTER_PROGRAMS)
+            return 0
+        case "prune":
+            for path in Store().prune():
+                print(f"removed {path}")
+            return 0
+        case "packages":
+            machine.install()
+            return 0
+        case "envtest":
+            return envtest(arguments.arguments)
+    cluster = choose(report=lambda line: print(line, flush=True))
+    match arguments.command:
+        case "up":
+            cluster.up(shape(arguments))
+            print(f"export KUBECONFIG={cluster.kubeconfig}")
+        case "down":
+            cluster.down()
+        case "status":
+            return 0 if cluster.status() else 1
+        case "load-image":
+            for path in arguments.path:
+                cluster.load_image(path, arguments.name)
+        case "kubeconfig":
+            print(cluster.kubeconfig)
+        case "kubectl":
+            program = Store().program("kubectl") if isinstance(cluster, LocalCluster) else Path("kubectl")
+            line = [str(program), *command_of(arguments.arguments)]
+            return subprocess.run(line, env=cluster.environment(), check=False).returncode
+        case "stop":
+            _local(cluster, "stop").stop(arguments.node, arguments.component)
+        case "start":
+            _local(cluster, "start").start(arguments.node, arguments.component)
+        case "exec":
+            return _local(cluster, "exec").execute(arguments.node, command_of(arguments.arguments))
+    return 0
+
+
+def main() -> int:
+    """The entry point."""
+    arguments = parser().parse_args()
+    try:
+        return run(arguments)
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Bounded waits for parts that give no notice when they are ready."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from .errors import ClusterError
+from .process import Process
+
+#: Seconds between two looks.
+INTERVAL = 0.05
+
+
+def wait_for(
+    what: str,
+    ready: Callable[[], bool],
+    *,
+    limit: float,
+    watched: Iterable[Process] = (),
+    dead: Callable[[], str] = str,
+    explain: Callable[[], str] = str,
+) -> None:
+    """Look until `ready()`, at once again when a watched process ends.
+
+    Args:
+        what: What is waited for, for the message: "the API server".
+        ready: The condition.
+        limit: Seconds.
+        watched: Processes that must not end meanwhile.
+        dead: What to say about those that did; empty when none did.
+        explain: More for the message when the time is over.
+
+    Raises:
+        ClusterError: The time is over, or a watched process ended.
+    """
+    deadline = time.monotonic() + limit
+    with contextlib.ExitStack() as stack:
+        poller = select.poll()
+        for process in watched:
+            with contextlib.suppress(ProcessLookupError):  # gone already: dead() tells
+                descriptor = os.pidfd_open(process.pid)
+                stack.callback(os.close, descriptor)
+                poller.register(descriptor, select.POLLIN)
+        while not ready():
+            if words := dead():
+                raise ClusterError(words)
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{what} did not get ready in {limit:.0f} s\n{explain()}".rstrip())
+            poller.poll(INTERVAL * 1000)
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a log."""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
