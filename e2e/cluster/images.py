@@ -11,7 +11,6 @@ import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -34,7 +33,7 @@ class Source(Protocol):
         """A small file of it."""
 
     def open(self, name: str) -> IO[bytes]:
-        """A file of it, as a stream."""
+        """A stream that begins with a file of it."""
 
     def size(self, name: str) -> int:
         """Bytes of a file; raises KeyError where there is none."""
@@ -76,13 +75,12 @@ class Archive:
     def read(self, name: str) -> bytes:
         """A small file."""
         with self.open(name) as file:
-            return file.read()
+            return file.read(self.size(name))
 
     def open(self, name: str) -> IO[bytes]:
-        """A file as a stream."""
-        tar = tarfile.open(self._path, "r:")  # noqa: SIM115 - lives as long as the stream
-        file = tar.extractfile(self._members[name])
-        assert file
+        """A file as a stream; what follows it in the archive comes after it."""
+        file = self._path.open("rb")
+        file.seek(self._members[name].offset_data)
         return file
 
     def size(self, name: str) -> int:
@@ -174,7 +172,7 @@ def write_layout(target: IO[bytes], source: Source, image: Image, present: froze
             add(tar, name, io.BytesIO(content), len(content))
         for digest, size in image.blobs.items():
             if digest not in present:
-                with closing(source.open(_path(digest))) as content_file:
+                with source.open(_path(digest)) as content_file:
                     add(tar, _path(digest), content_file, size)
                 written += size
     return written

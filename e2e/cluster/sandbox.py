@@ -172,7 +172,7 @@ def _pids(namespace: Path) -> Iterator[tuple[int, int]]:
                 if (directory / "ns/pid").readlink() != wanted:
                     continue
                 status = (directory / "status").read_text()
-            except (FileNotFoundError, ProcessLookupError):
+            except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or none of ours
                 continue
             line = next(line for line in status.splitlines() if line.startswith("NSpid:"))
             yield int(directory.name), int(line.split()[-1])

@@ -54,6 +54,8 @@ def wait_for(
             poller.poll(INTERVAL * 1000)
 
 
-def tail(path: Path, lines: int = 20) -> str:
-    """The last lines of a log."""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
+def tail(path: Path, lines: int = 20, width: int = 400) -> str:
+    """The last lines of a log, cut to `width` characters each."""
+    if not path.exists():
+        return "(no log)"
+    return "\n".join(line[:width] for line in path.read_text(errors="replace").splitlines()[-lines:])
