@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import machine, pins
+import yaml
+
+from . import machine, pins, schemas
 from .envtest import EnvTest
 from .errors import ClusterError
 from .layout import Shape
@@ -43,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("kubeconfig", help="print the path of the administrator's kubeconfig")
     kubectl = commands.add_parser("kubectl", help="run kubectl")
     kubectl.add_argument("arguments", nargs=argparse.REMAINDER)
+    helm = commands.add_parser("helm", help="run helm")
+    helm.add_argument("arguments", nargs=argparse.REMAINDER)
+    conform = commands.add_parser("conform", help="check manifests against the schemas of Kubernetes and of our CRDs")
+    conform.add_argument("--crd", type=Path, action="append", default=[], help="a file of CustomResourceDefinitions")
+    conform.add_argument("manifests", type=Path, nargs="+", help="YAML files or folders; - is standard input")
     for name, words in (("stop", "kill one component, for tests of failures"), ("start", "start one component")):
         one = commands.add_parser(name, help=words)
         one.add_argument("node")
@@ -89,11 +96,30 @@ def envtest(arguments: Sequence[str]) -> int:
     """Run a command with KUBECONFIG set, or wait for Ctrl-C; the exit status."""
     with EnvTest(report=print) as server:
         if line := command_of(arguments):
-            environment = os.environ | {"KUBECONFIG": str(server.kubeconfig)}
-            return subprocess.run(line, env=environment, check=False).returncode
+            return subprocess.run(line, env=server.environment(), check=False).returncode
         print(f"export KUBECONFIG={server.kubeconfig}\nCtrl-C ends it", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
     return 0
+
+
+def conform(store: Store, manifests: Sequence[Path], crds: Sequence[Path]) -> int:
+    """Check manifests strictly: an unknown field is an error; the exit status."""
+    store.ensure(["kubeconform"])
+    definitions = [item for path in crds for item in yaml.safe_load_all(path.read_text()) if item]
+    with tempfile.TemporaryDirectory(prefix="drumline-schemas-") as directory:
+        schemas.write(Path(directory), store.specification(), definitions)
+        location = f"{directory}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+        options = ["-strict", "-summary", f"-schema-location={location}"]
+        line = [str(store.program("kubeconform")), *options, *map(str, manifests)]
+        return subprocess.run(line, check=False).returncode
+
+
+def helm(store: Store, cluster: Cluster, arguments: Sequence[str]) -> int:
+    """Run helm with the cluster's kubeconfig, and its own files in our cache instead of the home directory."""
+    store.ensure(["helm"])
+    homes = {f"HELM_{name}_HOME": str(store.root / "helm-home" / name.lower()) for name in ("CACHE", "CONFIG", "DATA")}
+    line = [str(store.program("helm")), *command_of(arguments)]
+    return subprocess.run(line, env=cluster.environment() | homes, check=False).returncode
 
 
 def _local(cluster: Cluster, command: str) -> LocalCluster:
@@ -108,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         case "build":
             if unknown := sorted(set(arguments.programs) - set(pins.OWNERS)):
                 raise ClusterError(f"there is no {', '.join(unknown)}; there are {', '.join(pins.OWNERS)}")
-            Store().ensure(arguments.programs or pins.CLUSTER_PROGRAMS)
+            Store().ensure(arguments.programs or pins.OWNERS)
             return 0
         case "prune":
             for path in Store().prune():
@@ -117,6 +143,8 @@ def run(arguments: argparse.Namespace) -> int:
         case "packages":
             machine.install()
             return 0
+        case "conform":
+            return conform(Store(), arguments.manifests, arguments.crd)
         case "envtest":
             return envtest(arguments.arguments)
     cluster = choose(report=lambda line: print(line, flush=True))
@@ -137,6 +165,8 @@ def run(arguments: argparse.Namespace) -> int:
             program = Store().program("kubectl") if isinstance(cluster, LocalCluster) else Path("kubectl")
             line = [str(program), *command_of(arguments.arguments)]
             return subprocess.run(line, env=cluster.environment(), check=False).returncode
+        case "helm":
+            return helm(Store(), cluster, arguments.arguments)
         case "stop":
             _local(cluster, "stop").stop(arguments.node, arguments.component)
         case "start":

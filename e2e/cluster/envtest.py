@@ -79,6 +79,12 @@ class EnvTest:
         """Where the API server answers."""
         return f"https://{HOST}:{self._ports[2]}"
 
+    def environment(self) -> dict[str, str]:
+        """The environment in which kubectl and tests reach it."""
+        # kubectl's own cache would go to the home directory.
+        ours = {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self._directory / "kubectl-cache")}
+        return os.environ | ours
+
     def log(self, component: str) -> Path:
         """What `etcd` or `kube-apiserver` prints."""
         return self._directory / f"{component}.log"

@@ -158,7 +158,7 @@ class LocalCluster:
     def _start_runtime(self, box: NodeSandbox) -> None:
         self._ensure(box, "containerd")
         self._wait(f"containerd on {box.name}", images.Runtime(box).answers)
-        for name in pins.IMAGES:
+        for name in pins.NODE_IMAGES:
             images.load([box], self.store.image(name))
 
     def _ensure(self, box: NodeSandbox, component: str) -> None:

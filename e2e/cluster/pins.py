@@ -37,6 +37,7 @@ class Tool:
         tags: Build tags.
         version_variables: Variables that the linker sets to the version.
         images: User (`uid:gid`, empty for root) by the name of the binary that becomes an image of its own.
+        on_demand: Whether `up` does without it.
     """
 
     directory: str
@@ -45,6 +46,7 @@ class Tool:
     tags: str = ""
     version_variables: tuple[str, ...] = ()
     images: Mapping[str, str] = field(default_factory=dict)
+    on_demand: bool = False
 
 
 TOOLS = (
@@ -87,15 +89,32 @@ TOOLS = (
         _commands(".", "pause", "fakegpu", "probe"),
         images={"pause": "65535:65535", "fakegpu": "", "probe": "65535:65535"},
     ),
+    Tool(
+        "helm",
+        "helm.sh/helm/v4",
+        {"helm": "helm.sh/helm/v4/cmd/helm"},
+        version_variables=("helm.sh/helm/v4/internal/version.version",),
+        on_demand=True,
+    ),
+    Tool(
+        "kubeconform",
+        "github.com/yannh/kubeconform",
+        {"kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"},
+        version_variables=("main.version",),
+        on_demand=True,
+    ),
 )
 
 #: By the name of the binary.
 OWNERS: Mapping[str, Tool] = {program: tool for tool in TOOLS for program in tool.programs}
 #: The names of all images made of one binary.
 IMAGES: tuple[str, ...] = tuple(image for tool in TOOLS for image in tool.images)
+#: Those that every node has from its start.
+NODE_IMAGES = ("pause", "coredns", "fakegpu")
 #: What the API server alone needs; `make envtest` builds no more than these.
 ENVTEST_PROGRAMS = ("etcd", "kube-apiserver")
-CLUSTER_PROGRAMS = tuple(OWNERS)
+#: What `up` needs.
+CLUSTER_PROGRAMS = tuple(program for program, tool in OWNERS.items() if not tool.on_demand)
 
 
 def system() -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -80,6 +81,23 @@ class Store:
                     if missing := self.missing(wanted[tool.directory]):
                         self._build(tool, missing)
 
+    def specification(self) -> Path:
+        """The OpenAPI document of the pinned Kubernetes, from its module; kept, so that Go is needed only once.
+
+        Raises:
+            ClusterError: It is not there yet, and there is no `go`.
+        """
+        tool = OWNERS["kube-apiserver"]
+        path = self.directory(tool) / "swagger.json"
+        if not path.exists():
+            with self._locked(tool):
+                answer = self._go(tool, "mod", "download", "-json", tool.module)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draft = path.with_suffix(".draft")
+                shutil.copyfile(Path(json.loads(answer)["Dir"]) / "api/openapi-spec/swagger.json", draft)
+                draft.replace(path)
+        return path
+
     def prune(self) -> list[Path]:
         """Remove what other versions of the pins have left, and return it."""
         current = {self.directory(tool) for tool in TOOLS}
@@ -101,26 +119,17 @@ class Store:
             yield
 
     def _build(self, tool: Tool, names: list[str]) -> None:
-        if not shutil.which("go"):
-            raise ClusterError(
-                f"{', '.join(names)}: not built yet, and there is no `go` on PATH; install Go 1.26 or newer, "
-                f"or copy {self.directory(tool)} from a machine that has it"
-            )
         started = time.monotonic()
-        number = pins.version(tool, self.tools)
-        self.report(f"building {' '.join(names)} ({number}) ...")
+        self.report(f"building {' '.join(names)} ({pins.version(tool, self.tools)}) ...")
         directory = self.directory(tool)
         directory.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
         # Each binary is linked next to its place and moved there, so a build that was interrupted leaves none half done.
         with tempfile.TemporaryDirectory(dir=directory, prefix=".build-") as draft:
             for name in names:
-                if self.program(name).exists():
-                    continue
-                command = ["go", "build", *pins.flags(tool, self.tools), "-o", f"{draft}/{name}", tool.programs[name]]
-                if subprocess.run(command, cwd=self.tools / tool.directory, env=environment, check=False).returncode:
-                    raise ClusterError(f"`go build` of {name} failed, see above")
-                (Path(draft) / name).replace(self.program(name))
+                if not self.program(name).exists():
+                    output = Path(draft) / name
+                    self._go(tool, "build", *pins.flags(tool, self.tools), "-o", str(output), tool.programs[name])
+                    output.replace(self.program(name))
         for name in set(names) & set(tool.images):
             write_image(
                 self.image(name),
@@ -130,3 +139,23 @@ class Store:
                 architecture=pins.system()[1],
             )
         self.report(f"built {tool.directory} in {time.monotonic() - started:.1f} s")
+
+    def _go(self, tool: Tool, *arguments: str) -> str:
+        """Run go in the tool's directory; what it says goes to our error output, what it answers is returned."""
+        if not shutil.which("go"):
+            raise ClusterError(
+                f"{self.directory(tool)} is not complete, and there is no `go` on PATH; install Go 1.26 or newer, "
+                "or copy the directory from a machine that has it"
+            )
+        environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
+        result = subprocess.run(
+            ["go", *arguments],
+            cwd=self.tools / tool.directory,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            raise ClusterError(f"`go {arguments[0]}` failed in tools/{tool.directory}, see above")
+        return result.stdout

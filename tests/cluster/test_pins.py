@@ -121,7 +121,7 @@ def test_what_is_cached_is_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_without_go_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(ClusterError, match=r"etcd: not built yet.*install Go"):
+    with pytest.raises(ClusterError, match=r"etcd-[0-9a-f]+ is not complete.*install Go"):
         Store(root=tmp_path).ensure(["etcd"])
 
 
