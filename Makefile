@@ -2,10 +2,12 @@
 # Everything stays inside this directory (.venv, .cache), but for uv's own download cache.
 
 BIN := .venv/bin
+# Models that the demo and the tests build are kept here, too. (Not for `setup`: uv shares its cache between checkouts.)
+PYTHON_HERE := XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/python
 
 # One pytest process per layer, the quickest layer first. `--session-timeout` is a layer's limit on a slow machine, in
 # seconds; limits per test are in tests/conftest.py. One thread per rank: tests start more ranks than there are cores.
-PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not gpu" --durations=3 $(ARGS)
+PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not gpu" --durations=3 $(ARGS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -18,7 +20,7 @@ setup: ## Create or refresh .venv from requirements.lock (done by every other ta
 	@tools/setup
 
 demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, save the images
-	$(BIN)/python examples/parallel_sdxl/demo.py $(ARGS)
+	$(PYTHON_HERE) examples/parallel_sdxl/demo.py $(ARGS)
 
 test: lint types layers unit contract process strategies ## Everything that CI checks
 
@@ -45,13 +47,13 @@ strategies: setup ## Every example against its one-process result, and the demo
 	$(PYTEST) --session-timeout=1200 tests/strategies
 
 gpu: setup ## Tests that need a CUDA device
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m gpu $(ARGS) tests/gpu
+	HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m gpu $(ARGS) tests/gpu
 
 bench: setup ## Latency, throughput and start-up against their floors, saved as JSON
-	$(BIN)/python -m bench $(ARGS)
+	$(PYTHON_HERE) -m bench $(ARGS)
 
 bench-quick: setup ## The same, shorter and less exact
-	$(BIN)/python -m bench --quick $(ARGS)
+	$(PYTHON_HERE) -m bench --quick $(ARGS)
 
 format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

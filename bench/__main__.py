@@ -41,6 +41,8 @@ def main() -> None:
     rounds = args.rounds or (2 if args.quick else 7)
     logging.getLogger("drumline").setLevel(logging.ERROR)  # restarts are part of the bench
     facts = machine()
+    if facts["load_average"] > 0.5 * facts["usable_cores"]:
+        print(f"the machine is busy (load {facts['load_average']}): ratios will be rough", file=sys.stderr)
     rows = uvloop.run(run(rounds, QUICK if args.quick else Effort(), args.only))
     print(table(rows))
     name = args.name or (None if args.quick or args.only else "latest")

@@ -134,9 +134,7 @@ def demo(server: Server, out: Path, request: dict[str, Any]) -> None:
     with Client(server.url) as app:
         started = time.monotonic()
         _, files = save_images(app.invoke({**request, "prompt": PROMPTS[0]}), out, "invoke")
-        say(
-            "invoke", f"{os.path.relpath(files[0])} ({check_picture(files[0], len(ranks))})", time.monotonic() - started
-        )
+        say("invoke", f"{files[0]} ({check_picture(files[0], len(ranks))})", time.monotonic() - started)
         stream(app, out, {**request, "prompt": PROMPTS[1]}, len(ranks))
     started = time.monotonic()
     server.stop()
@@ -168,7 +166,7 @@ def stream(app: Client, out: Path, request: dict[str, Any], ranks: int) -> None:
         previews += not last
         _, files = save_images(data, out, "stream" if last else f"preview-{previews}")
         where = "final" if last else f"preview at step {steps[-1]:.0f}"
-        say("stream", f"{os.path.relpath(files[0])} ({where})", time.monotonic() - started)
+        say("stream", f"{files[0]} ({where})", time.monotonic() - started)
     check_picture(files[0], ranks)
     wanted = list(range(1, request["num_inference_steps"] + 1))
     if steps != wanted or not previews:
@@ -213,7 +211,7 @@ def main() -> int:
         return 1
     finally:
         server.kill()
-    say("done", f"pictures and server.log are in {os.path.relpath(args.out)}/", time.monotonic() - started)
+    say("done", f"pictures and server.log are in {args.out}/", time.monotonic() - started)
     return 0
 
 

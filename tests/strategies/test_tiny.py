@@ -86,3 +86,16 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="disk full"):
         tiny.tiny_models(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_cannot_save_says_so(tmp_path: Path) -> None:
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        with pytest.raises(RuntimeError, match="rank 0 only"):
+            tiny.tiny_models(tmp_path)
+    finally:
+        dist.destroy_process_group()
+    assert list(tmp_path.iterdir()) == []

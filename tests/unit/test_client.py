@@ -208,6 +208,7 @@ def test_a_time_out_ends_a_request(kind, scripted):
     never.set()
     assert time.monotonic() - began < 2
     assert caught.value.request_id == "r-1"
+    assert 0 < float(server.requests[0][1]["x-request-timeout"]) <= 0.2
 
 
 @both

@@ -32,6 +32,7 @@ ERRORS = [
     QueueFull("64 wait", retry_after=7.0),
     InvalidPayload("steps: too many", detail=[{"loc": ["body", "steps"], "msg": "too many", "type": "x"}]),
     EncodingError("result.x: a lock"),
+    InvalidJson("not JSON: byte 3"),
     RequestTimeout("too long"),
     QueueTimeout("waited too long"),
     RequestCancelled("stopped", step=4),
@@ -92,7 +93,7 @@ def test_members_of_odd_types_are_no_crash(suffix, member):
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, InvalidJson),
+        (400, InvalidPayload),
         (401, ConfigurationError),
         (404, ConfigurationError),
         (429, QueueFull),

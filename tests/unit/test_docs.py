@@ -12,6 +12,7 @@ from types import ModuleType
 
 import msgspec
 import pytest
+import typer
 import yaml
 from pydantic import BaseModel
 
@@ -27,6 +28,7 @@ from drumline import (
     protocol,
     toolkit,
 )
+from drumline.cli import app as command_line
 from drumline.server.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -173,3 +175,15 @@ def test_public_names_are_documented() -> None:
         names |= {name for name in vars(public) if not name.startswith("_") and callable(getattr(public, name))}
     names |= set(inspect.signature(DistributedRunner).parameters)
     assert sorted(names - words) == []
+
+
+def test_commands_and_options_are_documented() -> None:
+    sections = dict(
+        re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", (REFERENCE / "cli.md").read_text(), re.MULTILINE | re.DOTALL)
+    )
+    commands = typer.main.get_command(command_line).commands  # type: ignore[attr-defined]
+    assert set(sections) == set(commands)
+    sections["stream"] += sections["invoke"]  # which it refers to
+    for name, command in commands.items():
+        shown = [o for p in command.params if not getattr(p, "hidden", False) for o in p.opts if o.startswith("-")]
+        assert [option for option in shown if f"`{option}" not in sections[name] and option != "--debug"] == []

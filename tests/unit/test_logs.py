@@ -51,6 +51,10 @@ def test_people_see_level_rank_and_short_request_id():
     assert line.split(" ", 1)[1] == "warning rank 1 01234567  hello"
 
 
+def test_output_before_there_are_ranks():
+    assert people(rank=-1).split(" ", 1)[1] == "import  hello"
+
+
 def test_each_line_of_a_rank_has_its_head():
     lines = people(message="a\nb", rank=3).split("\n")
     assert [line.split(" ", 1)[1] for line in lines] == ["rank 3  a", "rank 3  b"]

@@ -131,6 +131,7 @@ def test_a_ranks_line_becomes_a_record_with_rank_and_request(caplog):
         log_rank_line(b'\x1e{"level":30,"logger":"diffusers"}\t100% sure', rank=1, request_id="r7")
         log_rank_line(b'\x1e{"level":10,"logger":"diffusers"}\tquiet', rank=1)
         log_rank_line(b"plain", rank=0)
+        log_rank_line(b" \t", rank=0)
     first, second = caplog.records
     assert (first.rank, first.request_id, first.rank_logger, first.levelno) == (1, "r7", "diffusers", logging.WARNING)
     assert first.getMessage() == "100% sure"

@@ -273,6 +273,10 @@ def test_schema_of_untyped_workers():
     }  # fmt: skip
 
 
+def test_the_model_of_a_class_is_made_once():
+    assert request_model(Typed) is request_model(Typed)
+
+
 def test_untyped_workers_do_not_load_pydantic():
     code = (
         "import sys\n"

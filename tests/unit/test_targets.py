@@ -168,6 +168,13 @@ def test_a_name_that_belongs_to_somebody_else(tmp_path, stem):
     assert python("-c", code).strip() == module.__name__
 
 
+def test_a_folder_that_is_on_the_path_by_another_name(tmp_path):
+    path = write(tmp_path, "", f"real/w{uuid.uuid4().hex[:8]}.py")
+    (tmp_path / "link").symlink_to(path.parent)
+    sys.path.insert(0, str(tmp_path / "link"))
+    assert targets.load_file(tmp_path / "link" / path.name).__name__ == path.stem
+
+
 def test_two_files_of_one_name(tmp_path):
     one = targets.load_file(write(tmp_path, "N = 1\n", "one/samename.py"))
     two = targets.load_file(write(tmp_path, "N = 2\n", "two/samename.py"))

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
 from PIL import Image as PILImage
 from pydantic import BaseModel, ValidationError
@@ -67,11 +68,25 @@ def test_the_bytes_are_not_shown():
     assert "secret bytes" not in repr(file)
 
 
-def test_the_schema_says_what_it_is():
-    assert File.model_json_schema()["ui"] == {"field": "file"}
-    schema = Image.model_json_schema()
-    assert schema["ui"] == {"field": "image"}
-    assert all("description" in field for field in schema["properties"].values())
+@pytest.mark.parametrize(("model", "kind"), [(File, "file"), (Image, "image")])
+def test_the_schema_says_what_it_is(model, kind):
+    response = model.model_json_schema(mode="serialization")
+    assert response["ui"] == {"field": kind}
+    assert response["required"] == ["url"]
+    assert all("description" in field for field in response["properties"].values())
+    request = model.model_json_schema()
+    assert request["ui"] == {"field": kind}
+    shape, url = request["anyOf"]
+    assert (shape["type"], shape["properties"]["url"]["type"], url["type"]) == ("object", "string", "string")
+
+
+def test_schema_and_validation_agree_about_urls():
+    check = jsonschema_rs.validator_for(Body.model_json_schema())
+    for value in ("https://example.com/a.png", {"url": "https://example.com/a.png", "file_name": None}):
+        assert check.is_valid({"file": value, "image": value})
+        Body.model_validate({"file": value, "image": value})
+    for wrong in (3, {}, None, ["https://example.com/a.png"]):
+        assert not check.is_valid({"file": wrong})
 
 
 # --- bytes in and out

@@ -159,7 +159,8 @@ def wrap_app(cls: type[App]) -> Callable[[], None]:
             drumline.wrap_app(MyApp)()
 
     Address, certificate and everything else come from ``DRUMLINE_*`` variables, e.g. ``DRUMLINE_PORT``. Any
-    ``/{namespace}/{name}`` is answered. The function raises ``SystemExit(1)`` when the app cannot be served.
+    ``/{namespace}/{name}`` is answered. The function raises ``SystemExit`` when the app cannot be served (1) or a
+    variable is wrong (2).
 
     Raises:
         ConfigurationError: ``cls`` is no App, or its endpoints are wrong.
@@ -170,6 +171,8 @@ def wrap_app(cls: type[App]) -> Callable[[], None]:
 
     def serve() -> None:
         from drumline import host, logs
+        from drumline.cli.output import report
+        from drumline.cli.ready import Loading
         from drumline.server.serve import run
 
         try:
@@ -177,15 +180,14 @@ def wrap_app(cls: type[App]) -> Callable[[], None]:
             unsaid = {name: value for name, value in mine.items() if ENV_PREFIX + name.upper() not in os.environ}
             settings = RunnerSettings.from_env(os.environ, **unsaid)
             logs.configure(settings.log_format, settings.log_level)
-            ended = run(
-                host.service_of_app(cls, settings),
-                on_bound=lambda url: _log.info("%s is starting: %s/docs", cls.__name__, url),
-                on_ready=lambda: _log.info("%s is ready", cls.__name__),
-            )
+            service = host.service_of_app(cls, settings)
+            loading = Loading(service, settings, logs.shows_text(settings.log_format))
+            with loading.shown():
+                ended = run(service, on_bound=loading.bound, on_ready=loading.ready)
         except ConfigurationError as error:
-            raise SystemExit(f"{cls.__name__}: {error}") from None
-        if ended.error is not None or ended.forced:
-            raise SystemExit(1)
+            raise SystemExit(report(error)) from None
+        if ended.error is not None:
+            raise SystemExit(report(host.failure_of(ended.error)))
 
     return serve
 

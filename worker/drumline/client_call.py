@@ -139,6 +139,9 @@ class Call:
         left = self.seconds_left() or _LONGEST_ANSWER
         read = min(left, self.silence) if self.streaming else left
         headers = {**self.headers, REQUEST_ID_HEADER: self.request_id}
+        if self.deadline is not None:
+            # The server stops the ranks by itself, also when this client is not there any more to say so.
+            headers["x-request-timeout"] = f"{left:.3f}"
         if self.content is not None:
             headers["content-type"] = "application/json"
         if self.streaming:

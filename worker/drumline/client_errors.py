@@ -29,7 +29,7 @@ from drumline.problems import TYPE_PREFIX
 _Body = Mapping[str, Any]
 #: What another server, or a proxy in between, means by its status: the suffix of the nearest problem of ours.
 _BY_STATUS = {
-    400: "invalid-json",
+    400: "validation-error",
     401: "unauthorized",
     403: "forbidden",
     404: "not-found",
@@ -129,6 +129,7 @@ def _json_position(body: _Body, _retry_after: float | None) -> DrumlineError:
 
 #: One entry for every problem of ``problems.CATALOGUE``: a test compares the two.
 BUILDERS: dict[str, Callable[[_Body, float | None], DrumlineError]] = {
+    "bad-request": _plain,
     "invalid-json": _json_position,
     "unauthorized": _wrong_address,
     "forbidden": _wrong_address,

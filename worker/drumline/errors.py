@@ -51,8 +51,9 @@ class _RemoteError(DrumlineError):
         super().__init__(message)
 
     def __str__(self) -> str:
+        where = f"rank {self.rank}: " if self.rank >= 0 else ""
         kind = f"{self.exception_type}: " if self.exception_type else ""
-        return f"rank {self.rank}: {kind}{self.message}"
+        return f"{where}{kind}{self.message}"
 
 
 class SetupFailed(_RemoteError):

@@ -11,6 +11,7 @@ members. What ranks print reaches the logger ``drumline.rank``; the one access l
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -20,6 +21,8 @@ import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
+
+import msgspec
 
 from drumline.rank_output import LineSplitter, log_rank_line, parse_rank_line, rank_handler
 
@@ -43,7 +46,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 #: Attributes that every record has; whatever else a record carries came in through ``extra``.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-_OWN = frozenset({"rank", "request_id", "rank_logger", "fields"})
+_KNOWN = _STANDARD | {"rank", "request_id", "rank_logger", "fields"}
 #: Libraries that tell too much below "warning"; asked for by name they still speak.
 _CHATTY = ("asyncio", "httpcore2", "httpx2", "PIL", "watchfiles", "multipart")
 _COLOURS = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "1;31"}
@@ -53,6 +56,7 @@ _CONTROL = re.compile(
     r"\x1b\[[0-9;?]*[ -/]*[@-ln-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\^_]|\x1b(?!\[[0-9;]*m)"
     r"|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]"
 )
+_encode = msgspec.json.Encoder(enc_hook=str).encode
 _attach = threading.Lock()
 
 
@@ -141,7 +145,9 @@ class PeopleFormatter(logging.Formatter):
             parts.append(_painted(record.levelname.lower(), _COLOURS.get(record.levelno, ""), colour))
         rank = getattr(record, "rank", None)
         if rank is not None:
-            parts.append(_painted(f"rank {rank}", str(31 + (rank + 4) % 6) if isinstance(rank, int) else "36", colour))
+            # Before there are ranks, their parent imports the worker's module.
+            words = "import" if rank == -1 else f"rank {rank}"
+            parts.append(_painted(words, str(31 + (rank + 4) % 6) if isinstance(rank, int) else "36", colour))
         request_id = getattr(record, "request_id", "") or _fields(record).get("request_id")
         if request_id:
             parts.append(_painted(_CONTROL.sub("", str(request_id))[:8], "2", colour))
@@ -153,12 +159,14 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line of strict JSON, whatever its fields hold."""
-        moment = datetime.fromtimestamp(record.created, UTC)
+        message = record.getMessage()
+        if not message.isprintable():  # else there is nothing to take out, which is quicker to see
+            message = _SGR.sub("", _CONTROL.sub("", message))
         line: dict[str, Any] = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": f"{_second(int(record.created))}.{int(record.created * 1000) % 1000:03d}Z",
             "level": record.levelname.lower(),
             "logger": getattr(record, "rank_logger", "") or record.name,
-            "message": _SGR.sub("", _CONTROL.sub("", record.getMessage())),
+            "message": message,
         }
         for name in ("rank", "request_id"):
             value = getattr(record, name, None)
@@ -168,7 +176,7 @@ class JsonFormatter(logging.Formatter):
             if value is not None:
                 line.setdefault(str(name), value)
         for name, value in vars(record).items():
-            if name not in _STANDARD and name not in _OWN and value is not None:
+            if name not in _KNOWN and value is not None:
                 line.setdefault(name, value)
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
@@ -177,8 +185,8 @@ class JsonFormatter(logging.Formatter):
         if record.stack_info:
             line["stack"] = record.stack_info
         try:
-            return json.dumps(line, default=str, allow_nan=False, separators=(",", ":"))
-        except (ValueError, TypeError, RecursionError):
+            return _encode(line).decode()
+        except (ValueError, TypeError, RecursionError):  # a lone surrogate, an odd key, an integer without end
             plain = {name: value if isinstance(value, str | int) else str(value) for name, value in line.items()}
             return json.dumps(plain, separators=(",", ":"))
 
@@ -229,6 +237,11 @@ class _StandIn(_Handler):
             return
         self._logger.removeHandler(self)
         self._logger.setLevel(self._had_level)
+
+
+@functools.lru_cache(maxsize=4)
+def _second(created: int) -> str:
+    return f"{datetime.fromtimestamp(created, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def _fields(record: logging.LogRecord) -> Mapping[Any, Any]:

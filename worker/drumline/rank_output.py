@@ -33,8 +33,10 @@ def rank_handler() -> logging.Handler:
 
 
 def log_rank_line(line: bytes, *, rank: int, request_id: str = "") -> None:
-    """Log one line of the output of ``rank``, with the level and logger name that it carries."""
+    """Log one line of the output of ``rank``, with the level and logger name that it carries; blank ones are dropped."""
     level, name, text = parse_rank_line(line)
+    if not name and not text.strip():
+        return
     if _logger.isEnabledFor(level):
         extra: dict[str, Any] = {"rank": rank, "request_id": request_id}
         if name:

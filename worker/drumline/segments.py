@@ -25,6 +25,35 @@ KEPT_FREE_BYTES = 512 << 20
 
 _POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_FAILED = ctypes.c_void_p(-1).value
+
+
+class _Mapping:
+    """The memory of a file, mapped until this object dies.
+
+    Not Python's own ``mmap``, which keeps a descriptor open for each mapping (before 3.13): a caller that holds a thousand
+    results would run out of them.
+    """
+
+    def __init__(self, descriptor: int, size: int, flags: int) -> None:
+        self.size = 0
+        if not 0 < size <= os.fstat(descriptor).st_size:
+            raise ValueError(f"a segment of {size} bytes is not what was sent")
+        address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
+        if address == _FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, f"{size} bytes cannot be mapped: {os.strerror(number)}")
+        self.address: int = address
+        self.size = size
+
+    def __del__(self) -> None:
+        if self.size:
+            _libc.munmap(self.address, self.size)
+
 
 def _capacity(size: int) -> int:
     """Round up so that slightly different results fit the same segment: powers of two, then steps of 64 MiB."""
@@ -39,16 +68,17 @@ def _capacity(size: int) -> int:
 
 def _flat(buffer: Buffer) -> memoryview:
     view = memoryview(buffer)
-    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+    if view.format == "B" and view.ndim == 1:
+        return view
+    return view.cast("B") if view.nbytes else memoryview(b"")  # a shape with a zero in it cannot be cast
 
 
 class _Segment:
     def __init__(self, id: int, descriptor: int, size: int) -> None:
         self.id = id
         self.size = size
-        self.descriptor = descriptor
-        self.map = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | _POPULATE)
-        self.view = memoryview(self.map)
+        self._mapping = _Mapping(descriptor, size, mmap.MAP_SHARED | _POPULATE)
+        self.view = memoryview((ctypes.c_ubyte * size).from_address(self._mapping.address)).cast("B")
         self._word = self.view[:8].cast("Q")
 
     @property
@@ -62,12 +92,6 @@ class _Segment:
     def lease(self) -> None:
         self._word[0] = 1
 
-    def close(self) -> None:
-        self._word.release()
-        self.view.release()
-        self.map.close()
-        os.close(self.descriptor)
-
 
 class SegmentPool:
     """The sender's segments. Not thread-safe: the channel's send lock guards it."""
@@ -77,33 +101,38 @@ class SegmentPool:
         self._next_id = 1
 
     def place(self, buffers: Sequence[Buffer]) -> tuple[Placement, list[int]]:
-        """Copy ``buffers`` into one segment; return where they lie and the descriptors that must travel along."""
+        """Copy ``buffers`` into one segment; return where they lie and the descriptors that must travel along.
+
+        The descriptors are the caller's, to be closed when they were sent.
+        """
         offsets, at = [], HEADER
         for buffer in buffers:
             offsets.append(at)
             at += -(-_flat(buffer).nbytes // _ALIGN) * _ALIGN
-        segment, new = self._take(at - HEADER)
+        segment, descriptors = self._take(at - HEADER)
         for offset, buffer in zip(offsets, buffers, strict=True):
             flat = _flat(buffer)
             segment.view[offset : offset + len(flat)] = flat
         segment.lease()
         places = [Place(segment.id, offset, _flat(b).nbytes) for offset, b in zip(offsets, buffers, strict=True)]
-        placement = Placement(
-            places,
-            [NewSegment(segment.id, segment.size)] if new else [],
-            [] if not new else self._drop_surplus(segment),
-        )
-        return placement, [segment.descriptor] if new else []
+        if not descriptors:
+            return Placement(places), []
+        return Placement(places, [NewSegment(segment.id, segment.size)], self._drop_surplus(segment)), descriptors
 
-    def _take(self, size: int) -> tuple[_Segment, bool]:
+    def _take(self, size: int) -> tuple[_Segment, list[int]]:
         free = [s for s in self._segments if s.capacity >= size and not s.leased]
         if free:
-            return min(free, key=lambda s: s.capacity), False
+            return min(free, key=lambda s: s.capacity), []
         total = HEADER + _capacity(size)
-        segment = _Segment(self._next_id, create_file("results", total), total)
+        descriptor = create_file("results", total)
+        try:
+            segment = _Segment(self._next_id, descriptor, total)
+        except BaseException:
+            os.close(descriptor)
+            raise
         self._next_id += 1
         self._segments.append(segment)
-        return segment, True
+        return segment, [descriptor]
 
     def _drop_surplus(self, keep: _Segment) -> list[int]:
         dropped = []
@@ -114,14 +143,11 @@ class SegmentPool:
                 break
             kept -= segment.size
             self._segments.remove(segment)
-            segment.close()
             dropped.append(segment.id)
         return dropped
 
     def close(self) -> None:
         """Unmap everything; data that the receiver still reads stays valid there."""
-        for segment in self._segments:
-            segment.close()
         self._segments.clear()
 
 
@@ -144,11 +170,11 @@ def place_transient(buffers: Sequence[Buffer]) -> tuple[Placement, int]:
 class _Claim:
     """Keeps a segment leased while any of the frame's buffers lives."""
 
-    def __init__(self, mapped: mmap.mmap) -> None:
-        self._mapped = mapped
+    def __init__(self, mapping: _Mapping) -> None:
+        self._mapping = mapping
 
     def __del__(self) -> None:
-        self._mapped[:8] = b"\0" * 8
+        ctypes.c_uint64.from_address(self._mapping.address).value = 0
 
 
 _lease_types: dict[int, type[ctypes.Array[ctypes.c_char]]] = {}
@@ -167,7 +193,7 @@ class SegmentReader:
     """The receiver's mappings of one sender's segments."""
 
     def __init__(self) -> None:
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps: dict[int, _Mapping] = {}
 
     def read(self, placement: Placement, descriptors: list[int]) -> list[Any]:
         """Return one writable buffer object per place, without a copy; takes over (and closes) ``descriptors``.
@@ -176,32 +202,32 @@ class SegmentReader:
 
         Raises:
             ValueError: the frame names a segment or range that does not exist.
+            OSError: there is no room for another mapping.
         """
-        transient: dict[int, mmap.mmap] = {}
+        transient: dict[int, _Mapping] = {}
         for new in placement.new:
             if not descriptors:
                 raise ValueError("a frame announces a segment without its descriptor")
             descriptor = descriptors.pop(0)
             try:
                 if new.transient:
-                    transient[new.id] = mmap.mmap(descriptor, new.size, flags=mmap.MAP_PRIVATE)
+                    transient[new.id] = _Mapping(descriptor, new.size, mmap.MAP_PRIVATE)
                 else:
-                    self._maps[new.id] = mmap.mmap(descriptor, new.size, flags=mmap.MAP_SHARED | _POPULATE)
+                    self._maps[new.id] = _Mapping(descriptor, new.size, mmap.MAP_SHARED | _POPULATE)
             finally:
                 os.close(descriptor)
         for id in placement.dropped:
             self._maps.pop(id, None)
         buffers: list[Any] = []
-        claims: dict[int, _Claim] = {}
+        claims: dict[int, Any] = dict(transient)
         for place in placement.places:
-            mapped = transient.get(place.segment) or self._maps.get(place.segment)
-            if mapped is None or place.offset + place.length > len(mapped):
+            mapping = transient.get(place.segment) or self._maps.get(place.segment)
+            if mapping is None or min(place.offset, place.length) < 0 or place.offset + place.length > mapping.size:
                 raise ValueError(f"segment {place.segment} is not known or too small")
-            lease = _lease_type(place.length).from_buffer(mapped, place.offset)
-            if place.segment not in transient:
-                if place.segment not in claims:
-                    claims[place.segment] = _Claim(mapped)
-                lease.claim = claims[place.segment]  # type: ignore[attr-defined]
+            lease = _lease_type(place.length).from_address(mapping.address + place.offset)
+            if place.segment not in claims:
+                claims[place.segment] = _Claim(mapping)
+            lease.claim = claims[place.segment]  # type: ignore[attr-defined]  # what keeps the memory
             buffers.append(lease)
         return buffers
 

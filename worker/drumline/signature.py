@@ -6,12 +6,12 @@ A signature without annotations binds without pydantic, which is then never impo
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from drumline.details import invalid, problem, unknown_name
@@ -125,7 +125,7 @@ class RequestModel:
             )
         return dict(payload)
 
-    @cached_property
+    @functools.cached_property
     def _validator(self) -> Validator:
         from drumline.validation import Validator
 
@@ -142,7 +142,13 @@ def request_model(target: Callable[..., Any] | type) -> RequestModel:
     Raises:
         ConfigurationError: a positional-only parameter has no default, so that no request could ever be served.
     """
-    return RequestModel(target)
+    return _of_class(target) if isinstance(target, type) else RequestModel(target)
+
+
+@functools.lru_cache(maxsize=64)
+def _of_class(cls: type) -> RequestModel:
+    # Once per process: what the parent of the ranks has built, they inherit.
+    return RequestModel(cls)
 
 
 # --- reading the signature

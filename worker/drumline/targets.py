@@ -18,6 +18,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import keyword
+import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -238,22 +239,24 @@ def class_reference(cls: type) -> str:
 
 
 def _join(base: Path, text: str) -> Path:
-    path = Path(text).expanduser()
-    return path if path.is_absolute() else Path(base, path)
+    return Path(base, os.path.expanduser(text))  # this one leaves a ~ that it cannot resolve
 
 
 def _existing(path: Path) -> Path:
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, it takes any name
         return path.resolve()
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise ConfigurationError(f"{path}: no such file; the folder {path.parent} does not exist")
-    names = [entry.name for entry in path.parent.iterdir() if entry.suffix in {".py", ".yaml", ".yml"}]
+    try:
+        names = [name for name in os.listdir(path.parent) if name.endswith((".py", ".yaml", ".yml"))]
+    except OSError:
+        names = []
     raise ConfigurationError(f"{path}: no such file{did_you_mean(path.name, names)}")
 
 
 def _not_a_target(text: str, path: Path) -> str:
-    for candidate in (path.with_name(path.name + ".py"), path / "app.yaml", path / "app.py"):
-        if candidate.is_file():
+    for candidate in (Path(f"{path}.py"), path / "app.yaml", path / "app.py"):
+        if os.path.isfile(candidate):
             return f"target {text!r}: did you mean {candidate}?"
     return f"target {text!r}: {_FORMS}"
 
@@ -294,7 +297,7 @@ def _taken(file: Path, root: Path) -> bool:
         return not _is_file(loaded, file)
     others = [entry for entry in sys.path if entry and Path(entry) != root]
     spec = importlib.machinery.PathFinder.find_spec(file.stem, others)
-    return spec is not None and spec.origin is not None and Path(spec.origin) != file
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() != file
 
 
 def _is_file(module: ModuleType, file: Path) -> bool:

@@ -48,13 +48,14 @@ class Loading:
         seconds = time.monotonic() - self._began
         status = self._service.board.status()
         ranks = status["ranks"]
-        devices = ", ".join(sorted({rank["device"] for rank in ranks if rank["device"]})) or "no device"
+        devices = ", ".join(sorted({rank["device"] for rank in ranks if rank["device"]}))
         count = f"{len(ranks)} rank{'' if len(ranks) == 1 else 's'}"
+        what = f"{count} on {devices}" if ranks else "no ranks"  # an App need not have any
         if not self._for_people:
             fields = {"url": self._url, "ranks": len(ranks), "seconds": round(seconds, 2)}
-            log.info("ready: %s on %s at %s", count, devices, self._url, extra={"fields": fields})
+            log.info("ready: %s at %s", what, self._url, extra={"fields": fields})
             return
-        title = Text.assemble((self._settings.name, "bold"), f" is ready: {count} on {devices}, {seconds:.1f} s")
+        title = Text.assemble((self._settings.name, "bold"), f" is ready: {what}, {seconds:.1f} s")
         console = stdout()
         console.print(title)
         for label, line in hints(self._service, self._settings, self._url):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections import deque
@@ -46,7 +47,10 @@ class LocalLink:
     def receive(self) -> tuple[bytes, list[Any]]:
         """See :class:`Link`."""
         while not self._frames:
-            size, ancillary, _, _ = self._socket.recvmsg_into([self._chunk], descriptors.ANCILLARY)
+            try:
+                size, ancillary, _, _ = self._socket.recvmsg_into([self._chunk], descriptors.ANCILLARY)
+            except ConnectionResetError:  # the runner closed it with something unread
+                size, ancillary = 0, []
             if ancillary:
                 self._descriptors += descriptors.received(ancillary)
             if not size:
@@ -74,7 +78,11 @@ class LocalLink:
                     message = b""
                 header = framing.encode_placement(placement)
             frame = framing.PREFIX.pack(len(header) + len(message), len(header)) + header + message
-            self._send_all(frame, fds)
+            try:
+                self._send_all(frame, fds)
+            finally:
+                for descriptor in fds:
+                    os.close(descriptor)
 
     def _send_all(self, frame: bytes, fds: list[int]) -> None:
         if fds:

@@ -23,7 +23,7 @@ import msgspec
 from drumline import descriptors, framing
 from drumline import nursery_protocol as wire
 from drumline.rank.failures import describe
-from drumline.rank.parent import die_with
+from drumline.rank.parent import die_with, watched
 
 _CHUNK = 64 << 10
 
@@ -76,7 +76,9 @@ class Nursery:
             request = wire.decode_request(message)
             match request:
                 case wire.Preload():
-                    self._report(self._preload(request))
+                    with watched(self._control, self._remove_directory):
+                        report = self._preload(request)
+                    self._report(report)
                 case wire.Spawn():
                     count = 4 if request.has_channel else 3
                     mine, fds[:] = fds[:count], fds[count:]
@@ -98,8 +100,8 @@ class Nursery:
         try:
             os.chdir(request.cwd)
             import torch
-            import torch.distributed
 
+            import drumline.rank.main  # noqa: F401  # with torch.distributed; forked ranks find it imported
             from drumline import targets
             from drumline.app_kind import kind_of
 
@@ -212,6 +214,9 @@ class Nursery:
         for pid in list(self._ranks):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        self._remove_directory()
+
+    def _remove_directory(self) -> None:
         shutil.rmtree(self._private, ignore_errors=True)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import select
 import signal
+import socket
 import sys
 import threading
+from collections.abc import Callable, Iterator
 
 _PR_SET_PDEATHSIG = 1
 
@@ -24,9 +28,34 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _watch(parent: int) -> None:
-    import select
+@contextlib.contextmanager
+def watched(control: socket.socket, on_end: Callable[[], None]) -> Iterator[None]:
+    """While the main thread is busy (an import may take minutes), a thread notices that the peer of ``control`` is gone.
 
+    It then calls ``on_end`` and exits the process. No such thread is left afterwards.
+    """
+    stop_read, stop_write = os.pipe()
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(control, 0)  # hang-up only: requests are the main thread's
+        poll.register(stop_read, select.POLLIN)
+        if any(descriptor == control.fileno() for descriptor, _ in poll.poll()):
+            on_end()
+            os._exit(0)
+
+    thread = threading.Thread(target=watch, daemon=True, name="drumline-parent")
+    thread.start()
+    try:
+        yield
+    finally:
+        os.write(stop_write, b"x")
+        thread.join()
+        os.close(stop_read)
+        os.close(stop_write)
+
+
+def _watch(parent: int) -> None:
     queue = select.kqueue()  # type: ignore[attr-defined,unused-ignore]
     event = select.kevent(  # type: ignore[attr-defined,unused-ignore]
         parent,

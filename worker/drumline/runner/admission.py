@@ -36,12 +36,6 @@ class FairQueue:
         self._callers[number] = caller
         self._waiting.setdefault(caller, OrderedDict())[number] = None
 
-    def put_back(self, number: int, caller: str) -> None:
-        """Give a request that was taken its place at the very front again."""
-        self.put(number, caller)
-        self._waiting[caller].move_to_end(number, last=False)
-        self._waiting.move_to_end(caller, last=False)
-
     def take(self) -> int | None:
         """Remove and return the next request, or None."""
         if not self._waiting:

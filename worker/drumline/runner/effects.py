@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from drumline.errors import DrumlineError
+from drumline.errors import DrumlineError, RankLost
 
 Timer = Literal["grace", "verdict", "backoff"]
 
@@ -96,3 +96,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     error: DrumlineError | None = None
     peer: bool = False
     step: int | None = None
+
+
+def reason_of(error: DrumlineError) -> str:
+    """A CamelCase word for a restart's reason, also a metric label."""
+    return error.reason if isinstance(error, RankLost) else type(error).__name__

@@ -158,7 +158,7 @@ class Engine:
     async def _launch(self, number: int) -> None:
         self._arm_startup(number)
         try:
-            if self._renew_nursery and self.nursery is not None:
+            if self.nursery is not None and (self._renew_nursery or not self.nursery.alive):
                 self._renew_nursery = False
                 old, self.nursery = self.nursery, None
                 await old.close()
@@ -188,6 +188,8 @@ class Engine:
             self._launch_failed(SetupFailed(str(error), rank=-1, exception_type=type(error).__name__), number)
 
     def _launch_failed(self, error: DrumlineError, number: int) -> None:
+        if number != self.group.incarnation:
+            return  # a launch that was given up long ago
         self.perform(self.group.lost(error, self.now))
         self._no_processes(number)
 
@@ -210,6 +212,7 @@ class Engine:
         if incarnation is None or incarnation.number != number:
             if self.nursery is not None:
                 self.nursery.kill()
+                self._renew_nursery = True
             error = SetupFailed(
                 f"importing the worker's module took longer than {self.plan.startup_timeout:g} s", rank=-1
             )
@@ -363,6 +366,11 @@ class Engine:
             for observer in self._observers:
                 observer.setup_finished(seconds)
         self.perform(effects)
+        self._on_change()
+
+    def on_spawned(self, rank: int) -> None:
+        """See :class:`drumline.runner.incarnation.Events`."""
+        del rank
         self._on_change()
 
     def on_exited(self, rank: int, exit_code: int | None, number: int | None) -> None:

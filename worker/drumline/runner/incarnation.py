@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from drumline.runner.status import RankStatus, resident_bytes
 
 #: After the last sign of life of a killed group; the kernel needs far less.
 _GONE_SECONDS = 10.0
+#: A rank whose channel is closed ends by itself within this time, or is lost.
+_CUT_OFF_SECONDS = 1.0
 _STACKS_SECONDS = 0.5
 _STACKS_SETTLE_SECONDS = 0.02
 _ORPHAN_SECONDS = 0.5
@@ -29,6 +32,9 @@ class Events(Protocol):
 
     def on_message(self, rank: int, message: bytes, buffers: list[Any]) -> None:
         """A rank sent a message."""
+
+    def on_spawned(self, rank: int) -> None:
+        """A rank has a process now."""
 
     def on_exited(self, rank: int, exit_code: int | None, number: int | None) -> None:
         """A rank's process ended; everything it sent was delivered before."""
@@ -125,16 +131,24 @@ class Incarnation:
                 rank.output.request_id = request_id
 
     def _channel_closed(self, number: int) -> None:
-        # The exit status follows from the nursery within milliseconds and tells the story, unless the nursery is gone.
+        # The exit status follows from the nursery within milliseconds and tells the story, unless the nursery is gone
+        # or the rank lives on without its channel.
         self.ranks[number].closed = True
-        if not self._nursery.alive:
+        if self._nursery.alive:
+            self._loop.call_later(_CUT_OFF_SECONDS, self._cut_off, number)
+        else:
             self.exited(number, None, None)
+
+    def _cut_off(self, number: int) -> None:
+        if self.ranks[number].alive and not self._closed:
+            self._events.on_exited(number, None, None)  # kills the group; the processes' ends are then seen as always
 
     def report(self, report: wire.NurseryReport) -> None:
         """Take a report of the nursery that names this incarnation."""
         match report:
             case wire.Spawned():
                 self.ranks[report.rank].pid = report.pid
+                self._events.on_spawned(report.rank)
             case wire.Paused():
                 rank = self.ranks[report.rank]
                 if rank.alive:
@@ -163,6 +177,9 @@ class Incarnation:
     def nursery_lost(self) -> None:
         """The nursery died: its ranks die with it; nobody will report their exits."""
         for number, rank in enumerate(self.ranks):
+            if rank.alive and rank.pid is not None:  # the kernel kills ranks, nobody else their children
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(rank.pid, signal.SIGKILL)
             if rank.closed:
                 self.exited(number, None, None)
         # A remote channel has no EOF; the kernel kills children of a dead parent at once.

@@ -166,8 +166,11 @@ class NurseryHandle:
         """Called at interpreter exit: EOF ends the nursery; do not wait for it."""
         if self._open:
             self._disconnect()
-        with suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(_GOODBYE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
         self._output.close()
 
 

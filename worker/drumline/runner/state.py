@@ -37,6 +37,7 @@ from drumline.runner.effects import (
     Started,
     StopRequest,
     Timer,
+    reason_of,
 )
 
 #: How long a rank's "my peer is gone" waits for the peer's own story.
@@ -247,6 +248,11 @@ class Group:
     def kill(self) -> list[Effect]:
         """Stopping took too long."""
         self._dying = True
+        missing = sorted(set(range(self.world_size)) - self._torn_down)
+        if self._tearing_down and missing:
+            text = f"teardown() did not end in time on rank {', '.join(map(str, missing))}"
+            self.last_failure = RankLost(missing[0], reason="Stuck", message=text)
+            self.teardown_failure = self.teardown_failure or self.last_failure
         effects = self._abandon(RequestCancelled("the runner was stopped"))
         return [*effects, Kill()]
 
@@ -391,8 +397,3 @@ class Group:
             message=f"rank {ranks} did not leave the request within {self.cancel_grace:g} s after: {cause}",
         )
         return effects + self.lost(stuck, now)
-
-
-def reason_of(error: DrumlineError) -> str:
-    """A CamelCase word for a restart's reason, also a metric label."""
-    return error.reason if isinstance(error, RankLost) else type(error).__name__

@@ -45,7 +45,10 @@ async def read(exchange: Exchange, max_bytes: int) -> bytes:
         ProblemError: 413 when it grows over ``max_bytes``, 408 when it comes too slowly.
         ClientGoneError: the client left before it was complete.
     """
-    message = await _receive(exchange, limits.BODY_IDLE_SECONDS)
+    if exchange.body_complete:
+        message: Mapping[str, Any] = await exchange.receive()
+    else:
+        message = await _receive(exchange, limits.BODY_IDLE_SECONDS)
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
         if len(body) > max_bytes:

@@ -40,7 +40,7 @@ PASSED_HEADERS = frozenset(
     }
 )
 #: A disconnect is looked for once a request has run this long; most have an answer before that.
-_WATCH_AFTER = 0.01
+_WATCH_AFTER = 0.05
 
 
 class Calls:

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from drumline import problems
 from drumline.server import limits
-from drumline.server.exchange import ABORT_KEY
+from drumline.server.exchange import CONNECTION_KEY
 
 
 class _HeadTooLargeError(Exception):
@@ -31,6 +31,7 @@ class Connection(HttpToolsProtocol):
         self._head_too_large = False
         self._deadline: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
 
     # -- the head
 
@@ -58,34 +59,38 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         super().on_message_begin()
-        self.scope[ABORT_KEY] = self.transport.abort  # type: ignore[typeddict-unknown-key]
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of the request line."""
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header is complete."""
-        self._count(len(name) + len(value))
-        if len(self.headers) >= limits.MAX_HEADERS:
-            self._refuse_head()
-        super().on_header(name, value)
+        self.scope[CONNECTION_KEY] = self  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
         """The head is complete."""
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > limits.MAX_HEAD_BYTES or len(self.headers) > limits.MAX_HEADERS:
+            self._head_too_large = True
+            raise _HeadTooLargeError  # httptools makes it a parser error, and uvicorn that a send_400_response()
         self._in_head = False
         self._disarm()
         super().on_headers_complete()
 
-    def _count(self, number: int) -> None:
-        self._head_bytes += number
-        if self._head_bytes > limits.MAX_HEAD_BYTES:
-            self._refuse_head()
+    @property
+    def body_complete(self) -> bool:
+        """Whether the whole body of the request in hand has arrived."""
+        return not self.cycle.more_body
 
-    def _refuse_head(self) -> None:
-        self._head_too_large = True
-        raise _HeadTooLargeError  # httptools turns it into a parser error, and uvicorn that into send_400_response()
+    def abort(self) -> None:
+        """Cut the connection."""
+        self.transport.abort()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer as fast as it is made."""
+        super().pause_writing()
+        if self._stall is None:
+            self._stall = self.loop.call_later(limits.STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It took some."""
+        _cancel(self._stall)
+        self._stall = None
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP request, or one with too much of a head, and close."""
@@ -118,9 +123,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request's body is complete."""
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger = None
+        _cancel(self._linger)
+        self._linger = None
         if self.cycle is not None and self.cycle.response_complete:
             self.cycle.more_body = False
         super().on_message_complete()
@@ -131,9 +135,8 @@ class Connection(HttpToolsProtocol):
         self._deadline = self.loop.call_later(limits.HEAD_SECONDS, self._too_slow)
 
     def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        _cancel(self._deadline)
+        self._deadline = None
 
     def _too_slow(self) -> None:
         self._deadline = None
@@ -143,6 +146,13 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._disarm()
-        if self._linger is not None:
-            self._linger.cancel()
+        _cancel(self._linger)
+        self._linger = None
+        _cancel(self._stall)
+        self._stall = None
         super().connection_lost(exc)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

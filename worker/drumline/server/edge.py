@@ -76,13 +76,13 @@ class Edge:
         except Exception as error:
             await self._fail(exchange, error)
         finally:
+            exchange.outcome = exchange.outcome or _outcome(exchange.status)
             if exchange.is_call:
                 self._open.discard(exchange)
                 if not self._open:
                     self._idle.set()
                 if not exchange.tickets:
-                    self._metrics.refused(exchange.outcome or "cancelled")
-            exchange.outcome = exchange.outcome or ("ok" if 0 < exchange.status < 400 else "cancelled")
+                    self._metrics.refused(exchange.outcome)
             exchange.log()
 
     async def _route(self, exchange: Exchange) -> None:
@@ -170,6 +170,15 @@ class Addresses:
             return "/" + (parts[3] if len(parts) > 3 else "")
         text = f"This server is {self._app_id}: use /{self._app_id}, or / and /stream without an id."
         raise ProblemError(problems.make("not-found", text))
+
+
+def _outcome(status: int) -> str:
+    """The outcome of an exchange that nobody named one for: a plain response, or none (status 0)."""
+    if status == 0:
+        return "cancelled"
+    if status < 400:
+        return "ok"
+    return "not-ready" if status == 503 else "http-error"
 
 
 def is_reserved(path: str) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from drumline.problems import Problem
 from drumline.runner.ticket import Ticket
@@ -18,15 +17,27 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-#: Where FastAPI's handlers find the exchange in the ASGI scope, and where a connection offers to be cut off.
+#: Where FastAPI's handlers find the exchange in the ASGI scope, and where the exchange finds its connection.
 SCOPE_KEY: Final = "drumline.exchange"
-ABORT_KEY: Final = "drumline.abort"
+CONNECTION_KEY: Final = "drumline.connection"
 
+_JSON = (b"content-type", b"application/json")
 _access = logging.getLogger("drumline.access")
 
 
 class ClientGoneError(Exception):
-    """The client went away or takes nothing any more: there is nobody to answer."""
+    """The client went away: there is nobody to answer."""
+
+
+class Transport(Protocol):
+    """What a connection tells its exchange (see ``connections``); absent under other ASGI servers."""
+
+    @property
+    def body_complete(self) -> bool:
+        """The whole body has arrived: reading it takes no time."""
+
+    def abort(self) -> None:
+        """Cut the connection, with whatever is still unsent."""
 
 
 class Exchange:
@@ -46,6 +57,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_connection",
         "_receive",
         "_send",
         "began",
@@ -72,6 +84,7 @@ class Exchange:
         self.scope = scope
         self._receive = receive
         self._send = send
+        self._connection: Transport | None = scope.get(CONNECTION_KEY)
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = limits.request_id(self.headers.get(b"x-request-id"), self.headers.get(b"x-fal-request-id"))
         self.method: str = scope["method"]
@@ -95,6 +108,11 @@ class Exchange:
         """The client's address without its port."""
         client = self.scope.get("client")
         return str(client[0]) if client else "unknown"
+
+    @property
+    def body_complete(self) -> bool:
+        """The whole body is known to have arrived."""
+        return self._connection is not None and self._connection.body_complete
 
     async def receive(self) -> Message:
         """Return the next ASGI message of the request."""
@@ -121,11 +139,7 @@ class Exchange:
         await self._deliver({"type": "http.response.start", "status": status, "headers": raw})
 
     async def part(self, data: bytes) -> None:
-        """Send a piece of the body, waiting until the client has taken enough of what came before.
-
-        Raises:
-            ClientGoneError: it takes nothing any more.
-        """
+        """Send a piece of the body, waiting until the client has taken enough of what came before."""
         for begin in range(0, len(data), limits.CHUNK_BYTES):
             piece = data if len(data) <= limits.CHUNK_BYTES else data[begin : begin + limits.CHUNK_BYTES]
             self.sent_bytes += len(piece)
@@ -137,7 +151,15 @@ class Exchange:
 
     async def json(self, body: bytes, status: int = 200, content_type: str = "application/json") -> None:
         """Send a whole response."""
-        await self.respond(status, [("content-type", content_type)], body)
+        if len(body) > limits.CHUNK_BYTES or content_type != "application/json":
+            await self.respond(status, [("content-type", content_type)], body)
+            return
+        self.started = True
+        self.status = status
+        self.sent_bytes = len(body)
+        headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-request-id", self.request_id.encode())]
+        await self._deliver({"type": "http.response.start", "status": status, "headers": headers})
+        await self._deliver({"type": "http.response.body", "body": body})
 
     async def problem(self, problem: Problem) -> None:
         """Send a problem as the whole response."""
@@ -161,11 +183,7 @@ class Exchange:
 
     async def _deliver(self, message: Message) -> None:
         try:
-            async with asyncio.timeout(limits.STALL_SECONDS):
-                await self._send(message)
-        except TimeoutError:
-            self.abort()
-            raise ClientGoneError("the client took nothing of its response") from None
+            await self._send(message)
         except OSError as error:
             raise ClientGoneError("the client went away") from error
         if message["type"] == "http.response.body" and not message.get("more_body", False):
@@ -173,9 +191,8 @@ class Exchange:
 
     def abort(self) -> None:
         """Cut the connection, with whatever is still unsent."""
-        cut = self.scope.get(ABORT_KEY)
-        if cut is not None:
-            cut()
+        if self._connection is not None:
+            self._connection.abort()
 
     def add(self, ticket: Ticket) -> None:
         """Count the waits of a ticket that is over."""

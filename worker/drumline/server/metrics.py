@@ -41,7 +41,8 @@ class Metrics(Observer):
         depth = self._gauge("queue_depth", "Requests that wait for their turn.")
         depth.set_function(lambda: sum(status.queue_depth for status in statuses()))
         self._statuses = statuses
-        self._requests.labels("ok")
+        self._by_outcome: dict[str, Counter] = {}
+        self._count("ok", 0)
 
     def exposition(self) -> bytes:
         """Return the text that Prometheus scrapes."""
@@ -50,7 +51,7 @@ class Metrics(Observer):
 
     def refused(self, outcome: str) -> None:
         """Count a call that never got to a runner."""
-        self._requests.labels(outcome).inc()
+        self._count(outcome)
 
     def request_started(self, ticket: Ticket) -> None:
         """Observe the wait."""
@@ -63,7 +64,7 @@ class Metrics(Observer):
 
     def request_finished(self, ticket: Ticket) -> None:
         """Count the request and observe its time."""
-        self._requests.labels(ticket.outcome or "internal-error").inc()
+        self._count(ticket.outcome or "internal-error")
         self._duration.observe((ticket.queue_wait or 0.0) + (ticket.run_time or 0.0))
 
     def group_restarted(self, reason: str) -> None:
@@ -73,6 +74,12 @@ class Metrics(Observer):
     def setup_finished(self, seconds: float) -> None:
         """Show the start's time."""
         self._setup.set(seconds)
+
+    def _count(self, outcome: str, number: int = 1) -> None:
+        counter = self._by_outcome.get(outcome)
+        if counter is None:
+            counter = self._by_outcome[outcome] = self._requests.labels(outcome)
+        counter.inc(number)
 
     def _show_ranks(self) -> None:
         ups: dict[int, bool] = {}

@@ -71,7 +71,7 @@ def _call_paths(app_id: str) -> dict[str, Any]:
     stream = _operation(
         "stream",
         "Run one request and stream its updates",
-        {"description": events, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        {"description": events, "content": {"text/event-stream": {"itemSchema": _EVENT}}},
     )
     paths = {"/": {"post": invoke}, "/stream": {"post": stream}}
     for suffix, operation in (("", invoke), ("/stream", stream)):
@@ -149,6 +149,16 @@ def _repoint(node: Any, names: dict[str, str]) -> None:
 
 
 _ABOUT = "Invoke with `POST /`, stream with `POST /stream`. Errors are `application/problem+json` with a stable `type`."
+#: As FastAPI describes its own event streams: one item is one event.
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "id", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": ["update", "result", "error"]},
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _REQUEST_ID: dict[str, Any] = {"X-Request-Id": {"schema": {"type": "string"}}}
 _PARAMETERS: list[dict[str, Any]] = [
     {

@@ -237,6 +237,7 @@ class _Server(uvicorn.Server):
                 app,
                 http=Connection,
                 ws="none",
+                proxy_headers=False,
                 lifespan="off",
                 log_config=None,
                 log_level="warning",

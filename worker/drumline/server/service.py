@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from fastapi import APIRouter
 
@@ -108,7 +108,7 @@ class Service:
 
     def runners(self) -> list[Runner]:
         """The runners there are now; each is being watched from here on."""
-        found: list[Runner] = [self.runner] if self.runner is not None else list(context.runners)
+        found = [self.runner] if self.runner is not None else cast("list[Runner]", list(context.runners))
         for runner in found:
             for observer in self.observers:
                 if observer not in runner.observers:

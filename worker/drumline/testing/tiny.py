@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Raise it when a builder below changes: cached models of older recipes are then left alone and new ones are built.
-RECIPE = 1
+RECIPE = 2
 
 _CLIP_END = 513  # last id of the byte vocabulary below, also used as padding
 _LATENT_CHANNELS = 4
@@ -67,27 +67,33 @@ def build_taesd(seed: int = 0) -> Any:
     with _seeded(seed):
         vae = AutoencoderTiny(
             encoder_block_out_channels=(8,) * 4,
-            decoder_block_out_channels=(8,) * 4,
+            decoder_block_out_channels=(32,) * 4,
             num_encoder_blocks=(1,) * 4,
             num_decoder_blocks=(1,) * 4,
             scaling_factor=25.0,
         ).eval()
-        _smooth(vae.decoder)
         decoder = vae.decoder
-        # Its own output range is 0..1; what comes in is squeezed by a tanh at 3, hence the scaling_factor.
-        _calibrate(decoder.layers[-1], lambda: (decoder(_noise(2)) + 1) / 2, mean=0.5, std=0.2)
+        _smooth(decoder, through=0.8)
+        # Its last layer's range is 0..1; what comes in is squeezed by a tanh at 3, hence the scaling_factor.
+        _colour(vae, decoder.layers[-1], middle=0.5, contrast=0.2)
     return vae
 
 
 def save_sdxl(folder: Path | str, seed: int = 0) -> Path:
-    """Write :func:`build_sdxl` to ``folder`` (made if needed, 5 MB) for ``from_pretrained``; return it."""
+    """Write :func:`build_sdxl` to ``folder`` (made if needed, 5 MB) for ``from_pretrained``; return it.
+
+    Raises:
+        RuntimeError: this process is a rank other than 0, where transformers leaves out the weights.
+    """
     with _without_progress_bars():
         build_sdxl(seed).save_pretrained(folder)
+    if not any(Path(folder, "text_encoder").glob("*.safetensors")):
+        raise RuntimeError("transformers saves models on rank 0 only; build the tiny models there, then pass a barrier")
     return Path(folder)
 
 
 def save_taesd(folder: Path | str, seed: int = 0) -> Path:
-    """Write :func:`build_taesd` to ``folder`` (made if needed, 0.1 MB) for ``from_pretrained``; return it."""
+    """Write :func:`build_taesd` to ``folder`` (made if needed, 0.6 MB) for ``from_pretrained``; return it."""
     build_taesd(seed).save_pretrained(folder)
     file = Path(folder) / "config.json"
     config = json.loads(file.read_text())
@@ -208,11 +214,10 @@ def _unet() -> Any:
         cross_attention_dim=32 + 32,  # both text encoders
     ).eval()
     _smooth(unet)
-    text = {"text_embeds": torch.randn(2, 32), "time_ids": torch.full((2, 6), 256.0)}
+    text = {"text_embeds": torch.randn(4, 32), "time_ids": torch.full((4, 6), 256.0)}
     _calibrate(
         unet.conv_out,
-        lambda: unet(_noise(1), 500, torch.randn(2, 77, 64), added_cond_kwargs=text, return_dict=False)[0],
-        mean=0.0,
+        lambda: unet(_blobs(), 500, torch.randn(4, 77, 64), added_cond_kwargs=text, return_dict=False)[0],
         std=3.0,  # more than the noise it starts from, so that a picture appears in it
     )
     return unet
@@ -234,38 +239,78 @@ def _vae() -> Any:
         sample_size=128,
         scaling_factor=0.13,
     ).eval()
-    _smooth(vae.decoder)
-    _calibrate(vae.decoder.conv_out, lambda: vae.decoder(_noise(4)), mean=0.0, std=0.4)
+    _smooth(vae.decoder, through=0.8)
+    _colour(vae, vae.decoder.conv_out, middle=0.0, contrast=0.4)
     return vae
 
 
-def _noise(std: float) -> torch.Tensor:
+def _blobs() -> torch.Tensor:
     import torch
 
-    blobs = torch.randn(2, _LATENT_CHANNELS, 8, 8)
-    return torch.nn.functional.interpolate(blobs, size=(32, 32), mode="bicubic") * std
+    return torch.nn.functional.interpolate(torch.randn(4, _LATENT_CHANNELS, 8, 8), size=(32, 32), mode="bicubic")
 
 
-def _smooth(module: torch.nn.Module) -> None:
-    """Give every 3x3 convolution a low-pass kernel, weighted with its random centre."""
+def _smooth(module: torch.nn.Module, *, through: float = 0.0) -> None:
+    """Give every 3x3 convolution a low-pass kernel, weighted with its random centre.
+
+    Args:
+        module: what holds the convolutions.
+        through: how much of each channel goes straight through layers with as many channels in as out.
+    """
     import torch
 
-    line = torch.tensor([1.0, 2.0, 1.0]) / 4
-    kernel = torch.outer(line, line)
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, torch.nn.Conv2d) and part.kernel_size == (3, 3):
-                part.weight.copy_(part.weight[:, :, 1:2, 1:2] * 3 * kernel)
+                mix = part.weight[:, :, 1, 1] * 3
+                if through and part.in_channels == part.out_channels:
+                    mix = through * torch.eye(part.in_channels) + (1 - through) * mix
+                part.weight.copy_(mix[:, :, None, None] * _kernel())
 
 
-def _calibrate(last: torch.nn.Conv2d, run: Callable[[], torch.Tensor], *, mean: float, std: float) -> None:
-    """Scale the last layer so that each channel of what ``run`` returns (N, C, H, W) has this ``mean`` and ``std``."""
+def _calibrate(last: torch.nn.Conv2d, run: Callable[[], torch.Tensor], *, std: float) -> None:
+    """Scale the last layer so that what ``run`` returns (N, C, H, W) has mean 0 and this ``std`` in each channel."""
     import torch
 
-    if last.bias is None:
-        raise ValueError("the last layer needs a bias")
+    assert last.bias is not None
     with torch.no_grad():
         output = run()
         scale = std / output.std(dim=(0, 2, 3))
-        last.bias.copy_((last.bias - output.mean(dim=(0, 2, 3))) * scale + mean)
+        last.bias.copy_((last.bias - output.mean(dim=(0, 2, 3))) * scale)
         last.weight.mul_(scale[:, None, None, None])
+
+
+def _colour(vae: Any, last: torch.nn.Conv2d, *, middle: float, contrast: float) -> None:
+    """Fit the last layer, so that both decoders show much the same colours for the same latents, whatever their scale.
+
+    Args:
+        vae: decodes latents (N, 4, H, W).
+        last: its decoder's last convolution.
+        middle: output for grey.
+        contrast: standard deviation of the output.
+    """
+    import torch
+
+    inputs: list[torch.Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with torch.no_grad():
+        latents = _blobs()
+        vae.decode(latents * 2)
+        features = torch.nn.functional.avg_pool2d(inputs[0], 3, 1, 1)
+        mix = torch.tensor([[1.0, -0.4, 0.2], [-0.3, 0.9, 0.5], [0.4, 0.3, -1.0], [-0.5, -0.5, 0.6]])
+        wanted = torch.einsum("nchw,cd->ndhw", latents / latents.std(), mix) * contrast + middle
+        wanted = torch.nn.functional.interpolate(wanted, size=features.shape[2:], mode="bilinear")
+        table = features.permute(0, 2, 3, 1).flatten(0, 2)
+        table = torch.cat([table, torch.ones(len(table), 1)], dim=1)
+        found = torch.linalg.lstsq(table, wanted.permute(0, 2, 3, 1).flatten(0, 2)).solution
+        last.weight.copy_(found[:-1].T[:, :, None, None] * _kernel())
+        assert last.bias is not None
+        last.bias.copy_(found[-1])
+    hook.remove()
+
+
+def _kernel() -> torch.Tensor:
+    import torch
+
+    line = torch.tensor([1.0, 2.0, 1.0]) / 4
+    return torch.outer(line, line)

@@ -80,7 +80,7 @@ def fetch(
         allow_private = os.environ.get(ALLOW_PRIVATE_VARIABLE, "").strip().lower() in {"1", "true", "yes"}
     deadline = time.monotonic() + timeout
     for _ in range(_MAX_REDIRECTS + 1):
-        parts = urlsplit(url)
+        parts = _parts(url)
         try:
             with _connection(parts, deadline, allow_private=allow_private) as (connection, is_late):
                 answer = _ask(connection, parts)
@@ -100,6 +100,13 @@ def fetch(
                 raise _refused(f"{parts.hostname} did not send the file within {timeout:g} s") from None
             raise _refused(f"{parts.hostname} cannot be read: {error or type(error).__name__}") from None
     raise _refused(f"more than {_MAX_REDIRECTS} redirects")
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise _refused(f"the URL is malformed: {error}") from None
 
 
 def _ask(connection: http.client.HTTPConnection, parts: SplitResult) -> http.client.HTTPResponse:

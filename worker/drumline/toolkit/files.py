@@ -8,7 +8,9 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from drumline.details import problem
 from drumline.errors import EncodingError, InvalidPayload
@@ -35,7 +37,7 @@ class File(BaseModel):
         file_size: bytes, if known.
     """
 
-    model_config = ConfigDict(json_schema_extra={"ui": {"field": "file"}})
+    model_config = ConfigDict(json_schema_extra={"description": "A file by its URL.", "ui": {"field": "file"}})
 
     url: str = Field(description="Where the file is: an https or data URL.", examples=["https://example.com/cat.png"])
     content_type: str | None = Field(default=None, description="Media type of the file.", examples=["image/png"])
@@ -52,6 +54,15 @@ class File(BaseModel):
         if _scheme(value) not in {"http", "https", "data"}:
             raise ValueError("a file is given as an http, https or data URL")
         return {"url": value}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """A request may hold a URL in the file's place; the schema says so."""
+        schema = handler(core_schema)
+        if handler.mode == "serialization":
+            return schema
+        url = {"type": "string", "format": "uri", "description": "URL of the file."}
+        return {"title": schema["title"], "anyOf": [schema, url], "ui": schema["ui"]}
 
     @classmethod
     def from_bytes(
@@ -149,7 +160,7 @@ class Image(File):
         height: in pixels, if known.
     """
 
-    model_config = ConfigDict(json_schema_extra={"ui": {"field": "image"}})
+    model_config = ConfigDict(json_schema_extra={"description": "An image file by its URL.", "ui": {"field": "image"}})
 
     width: int | None = Field(default=None, description="Width in pixels.", examples=[1024])
     height: int | None = Field(default=None, description="Height in pixels.", examples=[1024])

@@ -7,6 +7,7 @@ EOF arrives after the rank's last message, so death and data are ordered. ``SOCK
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections import deque
@@ -18,6 +19,8 @@ from typing_extensions import Buffer
 from drumline import descriptors, framing
 from drumline.runner.channel.port import OnClosed, OnMessage, RankEnd
 from drumline.segments import SegmentReader, place_transient
+
+log = logging.getLogger("drumline.runner.channel")
 
 _CHUNK = 256 << 10
 
@@ -75,22 +78,33 @@ class LocalChannel:
         if not size:
             self._lose(peer)
             return
-        # Frames are cut before the first is delivered: delivering may read this socket again (drain).
         try:
+            # Frames are cut before the first is delivered: delivering may read this socket again (drain).
             frames = list(peer.reader.feed(memoryview(self._chunk)[:size]))
-            for header, message in frames:
-                self._deliver(peer, header, message)
-        except ValueError:
-            self._lose(peer)
+        except ValueError as error:
+            self._give_up(peer, error)
+            return
+        for header, message in frames:
+            self._deliver(peer, header, message)
 
     def _deliver(self, peer: _Peer, header: bytes, message: bytes) -> None:
+        if peer.closed:
+            return  # since the frame before was delivered
         buffers: list[Any] = []
         if header:
-            placement = framing.decode_placement(header)
-            buffers = peer.segments.read(placement, peer.descriptors)
+            try:
+                placement = framing.decode_placement(header)
+                buffers = peer.segments.read(placement, peer.descriptors)
+            except (ValueError, OSError) as error:
+                self._give_up(peer, error)
+                return
             if placement.message_in_segment:
                 message = bytes(buffers.pop(0))
         self._on_message(peer.rank, message, buffers)
+
+    def _give_up(self, peer: _Peer, error: Exception) -> None:
+        log.error("rank %d: %s", peer.rank, error)
+        self._lose(peer)
 
     def drain(self, rank: int) -> None:
         """See the port."""

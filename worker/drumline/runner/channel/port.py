@@ -39,7 +39,10 @@ class Channel(Protocol):
         """Queue one message for each of ``ranks``; never blocks; a lost rank is ignored."""
 
     def drain(self, rank: int) -> None:
-        """Deliver at once what the rank has sent so far."""
+        """The process of ``rank`` has ended: deliver now what it had sent.
+
+        May wait for that, milliseconds as a rule and a second at most.
+        """
 
     def close(self) -> None:
         """Close everything; nothing is delivered afterwards."""

@@ -41,6 +41,11 @@ _LAST_WORDS_SECONDS = 1.0
 VANISHED_SECONDS = 60.0
 _EVENT = struct.Struct("=HI")
 _ZAP_ADDRESS = "inproc://zeromq.zap.01"
+# Plain numbers: combining enum members costs as much as sending a message.
+_NOW = int(zmq.DONTWAIT)
+_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
 
 
 class _Peer:
@@ -208,11 +213,12 @@ class RemoteChannel:
     # -- out
 
     def _transmit(self, peer: _Peer, frames: list[zmq.Frame]) -> None:
+        send = self._router.send
         try:
-            self._router.send(peer.identity, zmq.SNDMORE | zmq.DONTWAIT)
+            send(peer.identity, _MORE)
             for frame in frames[:-1]:
-                self._router.send(frame, zmq.SNDMORE | zmq.DONTWAIT, copy=False)
-            self._router.send(frames[-1], zmq.DONTWAIT, copy=False)
+                send(frame, _MORE, copy=False)
+            send(frames[-1], _NOW, copy=False)
         except zmq.ZMQError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise
@@ -229,7 +235,7 @@ class RemoteChannel:
         # Touching a socket may have taken its signal; what arrived is delivered later, never inside a call of the owner.
         if self._loop is None or self._scheduled or self._closed:
             return
-        if int(self._router.EVENTS) & zmq.POLLIN:
+        if int(self._router.get(_EVENTS)) & _POLLIN:
             self._scheduled = True
             self._loop.call_soon(self._read_later)
 
@@ -248,10 +254,16 @@ class RemoteChannel:
     def _read_one(self) -> bool:
         if self._closed:
             return False
+        receive = self._router.recv
         try:
-            identity, *body = self._router.recv_multipart(zmq.DONTWAIT, copy=False)
+            identity = receive(_NOW, copy=False)
         except zmq.Again:
             return False
+        frame = receive(_NOW, copy=False)  # the rest of a message is there when its beginning is
+        body = [frame]
+        while frame.more:
+            frame = receive(_NOW, copy=False)
+            body.append(frame)
         peer = self._by_identity.get(identity.bytes)
         if peer is None or identity.get("User-Id") != peer.name:
             self._warn("dropped a message of rank %s that named another rank as its sender", identity.get("User-Id"))
@@ -262,6 +274,9 @@ class RemoteChannel:
         return True
 
     def _deliver(self, peer: _Peer, body: list[zmq.Frame]) -> None:
+        if len(body) == 1:
+            self._on_message(peer.rank, body[0].bytes, [])
+            return
         try:
             message, buffers = multipart.join([frame.buffer for frame in body])
         except ValueError as error:
@@ -292,7 +307,7 @@ class RemoteChannel:
         """Answer ZeroMQ's questions (RFC 27) whether a client with this key may connect."""
         while not self._closed:
             try:
-                version, request_id, _, address, _, mechanism, *credentials = self._zap.recv_multipart(zmq.DONTWAIT)
+                version, request_id, _, address, _, mechanism, *credentials = self._zap.recv_multipart(_NOW)
             except zmq.Again:
                 return
             key = credentials[0] if mechanism == b"CURVE" and credentials else b""
@@ -309,7 +324,7 @@ class RemoteChannel:
     def _note_connections(self) -> None:
         while not self._closed:
             try:
-                event, descriptor = _EVENT.unpack(self._monitor.recv_multipart(zmq.DONTWAIT)[0])
+                event, descriptor = _EVENT.unpack(self._monitor.recv_multipart(_NOW)[0])
             except zmq.Again:
                 return
             if event == zmq.EVENT_ACCEPTED:
