@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from . import machine, pins, schemas
+from . import machine, pins, provider, schemas
 from .envtest import EnvTest
 from .errors import ClusterError
 from .layout import Shape
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"one of {', '.join(pins.OWNERS)} (default: all)")
     commands.add_parser("prune", help="remove builds of other versions from the user's cache")
     commands.add_parser("packages", help="install the Debian packages that the cluster needs")
+    commands.add_parser("prepare", help="packages and build, where a cluster on this machine is possible")
     up = commands.add_parser("up", help="start the cluster, or what is missing of it")
     up.add_argument("--nodes", type=int, help="default: 2")
     up.add_argument("--gpus", type=int, help="GPUs of each node (default: 8)")
@@ -142,6 +143,13 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         case "packages":
             machine.install()
+            return 0
+        case "prepare":
+            if reason := provider.obstacle():
+                print(f"no scenarios on a real cluster: {reason}")
+            elif provider.kind_of_cluster() == "local":
+                machine.install()
+                Store().ensure(pins.CLUSTER_PROGRAMS)
             return 0
         case "conform":
             return conform(Store(), arguments.manifests, arguments.crd)
