@@ -138,8 +138,8 @@ class Layout:
 
     @classmethod
     def default(cls) -> Self:
-        """`$DRUMLINE_CLUSTER_DIR`, or `.cluster` in the checkout."""
-        return cls(Path(os.environ.get("DRUMLINE_CLUSTER_DIR") or CHECKOUT / ".cluster").resolve())
+        """`$E2E_CLUSTER_DIR`, or `.cluster` in the checkout."""
+        return cls(Path(os.environ.get("E2E_CLUSTER_DIR") or CHECKOUT / ".cluster").resolve())
 
     @property
     def kubeconfig(self) -> Path:

@@ -102,4 +102,4 @@ def check_state_directory(directory: Path) -> None:
         ["stat", "--file-system", "--format=%T", directory], capture_output=True, text=True, check=True
     ).stdout.strip()
     if kind == "overlayfs":
-        raise ClusterError(f"{directory} is on an overlay; set DRUMLINE_CLUSTER_DIR to a directory on a disk or volume")
+        raise ClusterError(f"{directory} is on an overlay; set E2E_CLUSTER_DIR to a directory on a disk or volume")

@@ -61,8 +61,8 @@ def test_a_shape_survives_json() -> None:
 
 
 def test_the_state_is_in_the_checkout_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("DRUMLINE_CLUSTER_DIR", raising=False)
+    monkeypatch.delenv("E2E_CLUSTER_DIR", raising=False)
     assert Layout.default().state == CHECKOUT / ".cluster"
     assert ".cluster/" in (CHECKOUT / ".gitignore").read_text().splitlines()
-    monkeypatch.setenv("DRUMLINE_CLUSTER_DIR", str(tmp_path))
+    monkeypatch.setenv("E2E_CLUSTER_DIR", str(tmp_path))
     assert Layout.default().state == tmp_path
