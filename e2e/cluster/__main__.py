@@ -95,11 +95,14 @@ def command_of(arguments: Sequence[str]) -> list[str]:
 
 def envtest(arguments: Sequence[str]) -> int:
     """Run a command with KUBECONFIG set, or wait for Ctrl-C; the exit status."""
-    with EnvTest(report=print) as server:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leave the block in order
+    with EnvTest(report=lambda line: print(line, flush=True)) as server:
         if line := command_of(arguments):
             return subprocess.run(line, env=server.environment(), check=False).returncode
         print(f"export KUBECONFIG={server.kubeconfig}\nCtrl-C ends it", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        ends = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+        signal.sigwait(ends)
     return 0
 
 

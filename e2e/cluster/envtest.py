@@ -19,7 +19,6 @@ from .api import Api
 from .components import api_server_flags, etcd_flags
 from .errors import ClusterError
 from .pki import ADMINISTRATORS, Authority, write_private
-from .process import Process
 from .store import Store
 from .waiting import tail, wait_for
 
@@ -130,7 +129,7 @@ class EnvTest:
         self._spawn("etcd", binaries["etcd"], etcd)
         self._spawn("kube-apiserver", binaries["kube-apiserver"], server)
         with Api(HOST, secure, pki) as api:
-            watched = [Process.of(child.pid) for child in self._processes.values()] if sys.platform == "linux" else []
+            watched = [child.pid for child in self._processes.values()] if sys.platform == "linux" else []
             wait_for("the API server", api.ready, limit=LIMIT, watched=watched, dead=self._obituary)
 
     def _spawn(self, name: str, binary: Path, arguments: Sequence[str]) -> None:

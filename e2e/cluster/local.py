@@ -215,7 +215,7 @@ class LocalCluster:
                 yield box, name, box.component(name)
 
     def _wait(self, what: str, ready: Callable[[], bool], explain: Callable[[], str] = str) -> None:
-        watched = [process for _, _, process in self._processes() if process and process.alive]
+        watched = [process.pid for _, _, process in self._processes() if process and process.alive]
         wait_for(
             what,
             ready,

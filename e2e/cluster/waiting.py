@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .errors import ClusterError
-from .process import Process
 
 #: Seconds between two looks.
 INTERVAL = 0.05
@@ -21,7 +20,7 @@ def wait_for(
     ready: Callable[[], bool],
     *,
     limit: float,
-    watched: Iterable[Process] = (),
+    watched: Iterable[int] = (),
     dead: Callable[[], str] = str,
     explain: Callable[[], str] = str,
 ) -> None:
@@ -31,7 +30,7 @@ def wait_for(
         what: What is waited for, for the message: "the API server".
         ready: The condition.
         limit: Seconds.
-        watched: Processes that must not end meanwhile.
+        watched: Pids of processes that must not end meanwhile (Linux only).
         dead: What to say about those that did; empty when none did.
         explain: More for the message when the time is over.
 
@@ -41,9 +40,9 @@ def wait_for(
     deadline = time.monotonic() + limit
     with contextlib.ExitStack() as stack:
         poller = select.poll()
-        for process in watched:
+        for pid in watched:
             with contextlib.suppress(ProcessLookupError):  # gone already: dead() tells
-                descriptor = os.pidfd_open(process.pid)
+                descriptor = os.pidfd_open(pid)
                 stack.callback(os.close, descriptor)
                 poller.register(descriptor, select.POLLIN)
         while not ready():

@@ -91,7 +91,7 @@ def test_a_dead_process_ends_the_wait_at_once(child: subprocess.Popen[bytes]) ->
         return ""
 
     with pytest.raises(ClusterError, match="it died"):
-        wait_for("it", lambda: False, limit=60, watched=[process], dead=dead)
+        wait_for("it", lambda: False, limit=60, watched=[process.pid], dead=dead)
     assert time.monotonic() - started < 30
 
 
