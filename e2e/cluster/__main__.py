@@ -13,9 +13,10 @@ from pathlib import Path
 import yaml
 
 from . import machine, pins, provider, schemas
+from .builder import Builder
 from .envtest import EnvTest
 from .errors import ClusterError
-from .layout import Shape
+from .layout import CHECKOUT, Shape
 from .local import LocalCluster
 from .provider import Cluster, choose
 from .store import Store
@@ -43,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
     load = commands.add_parser("load-image", help="bring the images of an OCI layout (folder or tar) into every node")
     load.add_argument("--name", default="", help="the image's full name, if the layout has none")
     load.add_argument("path", type=Path, nargs="+")
+    image = commands.add_parser("build-image", help="build a Dockerfile with buildah; prints the OCI layout")
+    image.add_argument("--name", required=True, help="full, with a tag: localhost/drumline/worker:e2e")
+    image.add_argument("--file", type=Path, required=True, help="the Dockerfile")
+    image.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    image.add_argument("context", type=Path, nargs="?", default=CHECKOUT, help="default: the checkout")
     commands.add_parser("kubeconfig", help="print the path of the administrator's kubeconfig")
     kubectl = commands.add_parser("kubectl", help="run kubectl")
     kubectl.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -156,6 +162,10 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         case "conform":
             return conform(Store(), arguments.manifests, arguments.crd)
+        case "build-image":
+            builder = Builder(report=lambda line: print(line, file=sys.stderr, flush=True))
+            print(builder.build(arguments.name, arguments.file, arguments.context, arguments.build_arg))
+            return 0
         case "envtest":
             return envtest(arguments.arguments)
     cluster = choose(report=lambda line: print(line, flush=True))

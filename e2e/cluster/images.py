@@ -20,6 +20,7 @@ from .errors import ClusterError
 from .sandbox import NodeSandbox
 
 NAME = "io.containerd.image.name"
+REFERENCE = "org.opencontainers.image.ref.name"
 _INDEX_TYPES = {
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -124,7 +125,9 @@ def images(source: Source, name: str = "") -> list[Image]:
     """
     found = []
     for entry in json.loads(source.read("index.json"))["manifests"]:
-        full = entry.get("annotations", {}).get(NAME, "") or name
+        annotations = entry.get("annotations", {})
+        reference = annotations.get(REFERENCE, "")  # often a tag alone
+        full = annotations.get(NAME, "") or (reference if "/" in reference else "") or name
         if not full:
             raise ClusterError(f"the image {entry['digest']} has no name in its index; give one with --name")
         found.append(Image(full, entry, dict(_blobs(source, entry))))

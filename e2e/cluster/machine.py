@@ -22,7 +22,7 @@ PACKAGES: Mapping[str, str] = {
     "unshare": "util-linux",
 }
 #: For building images.
-IMAGE_PACKAGES: Mapping[str, str] = {"buildah": "buildah", "debootstrap": "debootstrap"}
+IMAGE_PACKAGES: Mapping[str, str] = {"buildah": "buildah", "debootstrap": "debootstrap", "skopeo": "skopeo"}
 ELSEWHERE = "use CLUSTER=kind (with Docker and kind) or CLUSTER=current (with a kubeconfig) instead"
 
 
