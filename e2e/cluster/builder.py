@@ -25,6 +25,8 @@ CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 BASES: Mapping[str, str] = {"python:3.13-slim-trixie": "trixie", "python:3.11-slim-bookworm": "bookworm"}
 PACKAGES = "python3,python3-pip,python3-venv,ca-certificates"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: buildah and skopeo mount their storage and leave it so. A mount would stay, and no file in it could be linked elsewhere.
+_PRIVATE = ("unshare", "--mount", "--propagation=private")
 _WASTE = ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
 
 
@@ -95,6 +97,15 @@ class Builder:
         shutil.rmtree(directory)
         self.report(f"made {name} from Debian {suite} in {time.monotonic() - started:.1f} s")
 
+    def unpacked(self) -> dict[str, Path]:
+        """The files of every layer that was built here, by the layer's digest."""
+        try:
+            layers = json.loads((self._storage / "root/overlay-layers/layers.json").read_text())
+        except FileNotFoundError:
+            return {}
+        folders = {layer["diff-digest"]: self._storage / "root/overlay" / layer["id"] / "diff" for layer in layers}
+        return {digest: folder for digest, folder in folders.items() if folder.is_dir()}
+
     @property
     def _storage(self) -> Path:
         return self.root / "storage"
@@ -113,7 +124,7 @@ class Builder:
         # Not `buildah push`, which compresses all layers each time; this one skips those that are there.
         source = f"containers-storage:[overlay@{self._storage}/root+{self._storage}/run]{name}"
         options = ["--quiet", "--insecure-policy", "--dest-oci-accept-uncompressed-layers"]
-        command("skopeo", "copy", *options, source, f"oci:{layout}:{name}")
+        command(*_PRIVATE, "skopeo", "copy", *options, source, f"oci:{layout}:{name}")
         written = sum(path.stat().st_size for path in layout.glob("blobs/*/*") if path not in before)
         remove_unused(layout)
         self.report(f"wrote {written / 1e6:.1f} MB of its layers in {time.monotonic() - started:.1f} s")
@@ -128,7 +139,7 @@ class Builder:
             "--storage-driver",
             "overlay",
         ]
-        return command("buildah", *storage, *arguments).strip()
+        return command(*_PRIVATE, "buildah", *storage, *arguments).strip()
 
 
 def bases(dockerfile: str) -> list[str]:

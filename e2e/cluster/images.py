@@ -1,23 +1,17 @@
-"""Images in the nodes' containerd: what is there, and bringing in what is not.
-
-A node is given only the layers that it lacks, whatever the size of the image.
-"""
+"""OCI image layouts, in folders and tar files: reading them, and passing on a part of one."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from .components import CONTAINERD_SOCKET
 from .errors import ClusterError
-from .sandbox import NodeSandbox
 
 NAME = "io.containerd.image.name"
 REFERENCE = "org.opencontainers.image.ref.name"
@@ -45,6 +39,10 @@ class Folder:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+
+    def path(self, digest: str) -> Path:
+        """The file of a blob."""
+        return self._directory / blob_path(digest)
 
     def read(self, name: str) -> bytes:
         """A small file."""
@@ -109,7 +107,8 @@ class Image:
         return str(self.entry["digest"])
 
 
-def _path(digest: str) -> str:
+def blob_path(digest: str) -> str:
+    """Where a layout has a blob."""
     return "blobs/" + digest.replace(":", "/")
 
 
@@ -136,7 +135,7 @@ def images(source: Source, name: str = "") -> list[Image]:
 
 def _blobs(source: Source, entry: dict[str, Any]) -> Iterator[tuple[str, int]]:
     yield entry["digest"], entry["size"]
-    document = json.loads(source.read(_path(entry["digest"])))
+    document = json.loads(source.read(blob_path(entry["digest"])))
     if entry.get("mediaType") in _INDEX_TYPES or "manifests" in document:
         for child in document["manifests"]:
             yield from _blobs(source, child)
@@ -175,57 +174,28 @@ def write_layout(target: IO[bytes], source: Source, image: Image, present: froze
             add(tar, name, io.BytesIO(content), len(content))
         for digest, size in image.blobs.items():
             if digest not in present:
-                with source.open(_path(digest)) as content_file:
-                    add(tar, _path(digest), content_file, size)
+                with source.open(blob_path(digest)) as content_file:
+                    add(tar, blob_path(digest), content_file, size)
                 written += size
     return written
 
 
-class Runtime:
-    """containerd of one node."""
+def layer_digests(source: Source, image: Image) -> list[str]:
+    """The digests of an image's layers without compression, the lowest first; empty for several platforms."""
+    manifest = json.loads(source.read(blob_path(image.digest)))
+    if "config" not in manifest:
+        return []
+    found: list[str] = json.loads(source.read(blob_path(manifest["config"]["digest"])))["rootfs"]["diff_ids"]
+    return found
 
-    def __init__(self, box: NodeSandbox) -> None:
-        self._box = box
 
-    def _line(self, *arguments: str) -> list[str]:
-        return ["ctr", f"--address={CONTAINERD_SOCKET}", "--namespace=k8s.io", *arguments]
-
-    def answers(self) -> bool:
-        """Whether it does."""
-        if not self._box.path(CONTAINERD_SOCKET).exists():
-            return False
-        try:
-            self._box.command(*self._line("version"))
-        except ClusterError:
-            return False
-        return True
-
-    def names(self) -> dict[str, str]:
-        """Digest by name of the images that are there."""
-        lines = self._box.command(*self._line("images", "list")).splitlines()[1:]
-        return {fields[0]: fields[2] for fields in map(str.split, lines)}
-
-    def load(self, source: Source, image: Image) -> int:
-        """Bring in what the node lacks of an image; the bytes that were needed."""
-        if self.names().get(image.name) == image.digest:
-            return 0
-        present = frozenset(self._box.command(*self._line("content", "list", "--quiet")).split())
-        line = [*self._box.enter(*self._box.NAMESPACES), *self._line("images", "import", "-")]
-        with subprocess.Popen(
-            line, env=self._box.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            assert process.stdin
-            assert process.stderr
-            written = 0
-            try:
-                written = write_layout(process.stdin, source, image, present)
-                process.stdin.close()
-            except BrokenPipeError:
-                pass  # it has ended, and says why
-            words = process.stderr.read().decode(errors="replace").strip()
-        if process.returncode:
-            raise ClusterError(f"{image.name} could not be loaded into {self._box.name}: {words}")
-        return written
+def chain(layers: Sequence[str]) -> list[str]:
+    """The name of each layer together with all below it, as the OCI specification makes it."""
+    names: list[str] = []
+    for layer in layers:
+        above = hashlib.sha256(f"{names[-1]} {layer}".encode()).hexdigest() if names else ""
+        names.append(f"sha256:{above}" if above else layer)
+    return names
 
 
 def open_source(path: Path) -> Source:
@@ -244,24 +214,3 @@ def open_source(path: Path) -> Source:
         f"{path} is no OCI image layout (a directory or tar file with index.json); "
         "`buildah push`, `skopeo copy` and `docker buildx build --output type=oci` write one"
     )
-
-
-def load(boxes: Sequence[NodeSandbox], path: Path, name: str = "") -> dict[str, int]:
-    """Load the images of a layout into all nodes at once.
-
-    Args:
-        boxes: The nodes.
-        path: A directory or a tar file.
-        name: What to call the image if it has no full name.
-
-    Returns:
-        Bytes that had to be brought in, by node.
-    """
-    source = open_source(path)
-    found = images(source, name)
-
-    def into(box: NodeSandbox) -> int:
-        return sum(Runtime(box).load(source, image) for image in found)
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip((box.name for box in boxes), pool.map(into, boxes), strict=True))

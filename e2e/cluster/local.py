@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import cgroups, components, configs, images, machine, network, objects, pins, pki
+from . import cgroups, components, configs, machine, network, objects, pins, pki, runtime
 from .api import Api, ApiError
+from .builder import Builder
 from .dns import resolve
 from .errors import ClusterError
 from .layout import CLUSTER_DOMAIN, GPU_RESOURCE, Layout, Network, Node, Shape
@@ -91,7 +92,7 @@ class LocalCluster:
             with ThreadPoolExecutor() as pool, self._api() as api:
                 control = self.nodes[0]
                 self._ensure(control, "etcd")
-                runtimes = [pool.submit(self._start_runtime, box) for box in self.nodes]
+                started = [pool.submit(self._start_runtime, box) for box in self.nodes]
                 self._ensure(control, "kube-apiserver")
                 self._wait("the API server", api.ready)
                 self._report("API server ready")
@@ -99,8 +100,8 @@ class LocalCluster:
                     self._ensure(control, component)
                 for item in [*objects.dns(self.network), *objects.gpu_plugin(self.shape.gpus)]:
                     self._apply(api, item)
-                for runtime in runtimes:
-                    runtime.result()
+                for result in started:
+                    result.result()
                 self._report("images imported")
                 for box in self.nodes:
                     for component in ("kubelet", "kube-proxy"):
@@ -157,9 +158,9 @@ class LocalCluster:
 
     def _start_runtime(self, box: NodeSandbox) -> None:
         self._ensure(box, "containerd")
-        self._wait(f"containerd on {box.name}", images.Runtime(box).answers)
+        self._wait(f"containerd on {box.name}", runtime.Runtime(box).answers)
         for name in pins.NODE_IMAGES:
-            images.load([box], self.store.image(name))
+            runtime.load([box], self.store.image(name))
 
     def _ensure(self, box: NodeSandbox, component: str) -> None:
         process = box.component(component)
@@ -304,8 +305,9 @@ class LocalCluster:
             name: What to call the image if it has no full name.
         """
         started = time.monotonic()
-        for node, size in images.load(self.nodes, path, name).items():
-            self._say(f"{node}: {size / 1e6:.1f} MB brought in, {time.monotonic() - started:.1f} s")
+        copied = runtime.load(self.nodes, path, name, Builder(report=self._say).unpacked())
+        sizes = ", ".join(f"{size / 1e6:.1f} MB to {node}" for node, size in copied.items())
+        self._say(f"copied {sizes} in {time.monotonic() - started:.1f} s")
 
     def stop(self, node: str, component: str) -> None:
         """Kill one component, for tests of failures."""

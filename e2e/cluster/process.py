@@ -27,8 +27,16 @@ def command(*arguments: str | Path, env: Mapping[str, str] | None = None, input:
     line = [str(argument) for argument in arguments]
     result = subprocess.run(line, text=True, capture_output=True, env=env, input=input, check=False)
     if result.returncode:
-        raise ClusterError(f"{shlex.join(line)}: {result.stderr.strip() or result.stdout.strip()}")
+        raise ClusterError(f"{shlex.join(line)}: {shortened(result.stderr.strip() or result.stdout.strip())}")
     return result.stdout
+
+
+def shortened(text: str, first: int = 10, last: int = 30) -> str:
+    """The first and the last lines of a long text."""
+    lines = text.splitlines()
+    if len(lines) <= first + last:
+        return text
+    return "\n".join([*lines[:first], f"... {len(lines) - first - last} lines ...", *lines[-last:]])
 
 
 @cache

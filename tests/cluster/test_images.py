@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from e2e.cluster import images
+from e2e.cluster import builder, images, runtime
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.oci import write_image
 
@@ -109,3 +109,60 @@ def test_what_is_no_layout_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "empty.tar", tmp_path / "nothing"):
         with pytest.raises(ClusterError, match="is no OCI image layout"):
             images.open_source(path)
+
+
+def test_layers_are_chained_as_the_specification_says(folder: Path) -> None:
+    source = images.open_source(folder)
+    (image,) = images.images(source)
+    (layer,) = images.layer_digests(source, image)
+    assert images.chain([]) == []
+    assert images.chain([layer]) == [layer]
+    second = hashlib.sha256(f"{layer} sha256:b".encode()).hexdigest()
+    third = hashlib.sha256(f"sha256:{second} sha256:c".encode()).hexdigest()
+    assert images.chain([layer, "sha256:b", "sha256:c"]) == [layer, f"sha256:{second}", f"sha256:{third}"]
+
+
+def test_the_name_may_be_a_reference_but_not_a_tag(folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    for reference, found in (("localhost/other:2", "localhost/other:2"), ("2", "given:1")):
+        index["manifests"][0]["annotations"] = {"org.opencontainers.image.ref.name": reference}
+        (folder / "index.json").write_text(json.dumps(index))
+        (image,) = images.images(images.open_source(folder), "given:1")
+        assert image.name == found
+
+
+def test_blobs_that_no_image_needs_are_removed(folder: Path) -> None:
+    before = set(folder.glob("blobs/*/*"))
+    (folder / "blobs/sha256/old").touch()
+    assert builder.remove_unused(folder) == ["sha256:old"]
+    assert set(folder.glob("blobs/*/*")) == before
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "found"),
+    [
+        ("FROM python:3.13-slim-trixie\n", ["python:3.13-slim-trixie"]),
+        ("ARG X\nFROM --platform=linux/amd64 a AS one\nfrom b as two\nFROM one\nFROM ${X}\n", ["a", "b"]),
+        ("# FROM x\nRUN echo FROM y\n", []),
+    ],
+)
+def test_the_bases_of_a_dockerfile(dockerfile: str, found: list[str]) -> None:
+    assert builder.bases(dockerfile) == found
+
+
+@pytest.mark.parametrize(
+    ("mount", "directory"),
+    [
+        ({"Type": "bind", "Source": "/s/1/fs", "Target": "", "Options": ["rw", "rbind"]}, "/s/1/fs"),
+        (
+            {
+                "type": "overlay",
+                "source": "overlay",
+                "options": ["workdir=/s/2/work", "upperdir=/s/2/fs", "lowerdir=/s/1/fs"],
+            },
+            "/s/2/fs",
+        ),
+    ],
+)
+def test_where_a_snapshot_has_its_own_files(mount: dict[str, object], directory: str) -> None:
+    assert runtime.upper_directory(mount) == directory

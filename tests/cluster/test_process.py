@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from e2e.cluster.errors import ClusterError
-from e2e.cluster.process import Process, command
+from e2e.cluster.process import Process, command, shortened
 from e2e.cluster.waiting import tail, wait_for
 
 pytestmark = pytest.mark.linux
@@ -99,3 +99,9 @@ def test_the_tail_of_a_log(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("1\n2\n3456\n")
     assert tail(tmp_path / "log", 2, 3) == "2\n345"
     assert tail(tmp_path / "none") == "(no log)"
+
+
+def test_long_output_is_shortened_in_its_middle() -> None:
+    text = "\n".join(map(str, range(100)))
+    assert shortened(text, 2, 1) == "0\n1\n... 97 lines ...\n99"
+    assert shortened(text, 60, 40) == text
