@@ -39,7 +39,7 @@ layers: setup ## Who may import whom (import-linter)
 	$(BIN)/lint-imports
 
 unit: setup ## Pure modules, properties over random input, and the ground rules (layers, docs, lock file)
-	$(PYTEST) --session-timeout=120 tests/unit tests/property tests/cluster
+	$(PYTEST) --session-timeout=600 tests/unit tests/property tests/cluster
 
 contract: setup ## HTTP routes, OpenAPI and the fal client against a running server
 	$(PYTEST) --session-timeout=600 tests/contract
