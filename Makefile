@@ -11,10 +11,10 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types layers unit contract process strategies gpu bench bench-quick format lock clean
+.PHONY: help setup demo test lint crds types layers unit contract process strategies scenarios cluster-up cluster-down cluster-status envtest gpu bench bench-quick format lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Create or refresh .venv from requirements.lock (done by every other target)
 	@tools/setup
@@ -24,9 +24,13 @@ demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, sav
 
 test: lint types layers unit contract process strategies ## Everything that CI checks
 
-lint: setup ## Style and common mistakes (ruff)
+lint: setup ## Style and common mistakes (ruff), and whether crds/ is up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=operator $(BIN)/python -m drumline_operator.crd --check
+
+crds: setup ## Write crds/ from the models in worker/drumline/api
+	PYTHONPATH=operator $(BIN)/python -m drumline_operator.crd --write
 
 types: setup ## mypy --strict over the package
 	$(BIN)/mypy
@@ -35,7 +39,7 @@ layers: setup ## Who may import whom (import-linter)
 	$(BIN)/lint-imports
 
 unit: setup ## Pure modules, properties over random input, and the ground rules (layers, docs, lock file)
-	$(PYTEST) --session-timeout=120 tests/unit tests/property
+	$(PYTEST) --session-timeout=600 tests/unit tests/property tests/cluster
 
 contract: setup ## HTTP routes, OpenAPI and the fal client against a running server
 	$(PYTEST) --session-timeout=600 tests/contract
@@ -45,6 +49,24 @@ process: setup ## Real rank processes: serve, stream, raise, kill, hang, cancel
 
 strategies: setup ## Every example against its one-process result, and the demo
 	$(PYTEST) --session-timeout=1200 tests/strategies
+
+# The cluster's binaries are in the user's own cache folder, so that a fresh clone does not build them again. CLUSTER=kind
+# and CLUSTER=current take another cluster than the one made of namespaces on this machine (e2e/README.md).
+scenarios: setup ## Real pods on a real Kubernetes, which is started for it unless it runs
+	$(BIN)/python -m e2e.cluster prepare
+	$(BIN)/python -m pytest -q --durations=3 --session-timeout=3000 $(ARGS) e2e/scenarios
+
+cluster-up: setup ## Start a real Kubernetes on this machine: two nodes with 8 fake GPUs each
+	$(BIN)/python -m e2e.cluster up $(ARGS)
+
+cluster-down: setup ## Remove it, and all that it made
+	$(BIN)/python -m e2e.cluster down
+
+cluster-status: setup ## What of it runs
+	$(BIN)/python -m e2e.cluster status
+
+envtest: setup ## etcd and the API server alone, until Ctrl-C or for the time of ARGS="-- COMMAND"
+	$(BIN)/python -m e2e.cluster envtest $(ARGS)
 
 gpu: setup ## Tests that need a CUDA device
 	HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m gpu $(ARGS) tests/gpu
@@ -60,9 +82,9 @@ format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 lock: ## Resolve requirements.lock anew from pyproject.toml (UPGRADE=1: newest versions)
-	tools/uv pip compile pyproject.toml --extra diffusion --group dev --universal --python-version 3.11 \
+	tools/uv pip compile pyproject.toml --extra diffusion --extra operator --group dev --group cluster --universal --python-version 3.11 \
 		--no-header --no-emit-index-url --generate-hashes $(if $(UPGRADE),--upgrade) --quiet -o requirements.lock
 
 clean: ## Remove the environment, caches and outputs
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist demo-output
-	find worker tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find operator worker tests examples bench e2e -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,158 @@
+"""Images from Dockerfiles, without a Docker daemon and without a registry: buildah, over bases that debootstrap makes.
+
+The result is an OCI layout in the user's cache folder, one for each image name. Only layers that changed are written to it,
+and a node is then given only the layers that it lacks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import machine
+from .images import Folder, images
+from .process import command
+from .store import cache_directory
+
+#: The machine's certificates: behind a proxy that inspects TLS, a build needs them. They do not get into the image.
+CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+#: Debian release by the image that its own Python stands in for: the same minor version takes the same wheels.
+BASES: Mapping[str, str] = {"python:3.13-slim-trixie": "trixie", "python:3.11-slim-bookworm": "bookworm"}
+PACKAGES = "python3,python3-pip,python3-venv,ca-certificates"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: buildah and skopeo mount their storage and leave it so. A mount would stay, and no file in it could be linked elsewhere.
+_PRIVATE = ("unshare", "--mount", "--propagation=private")
+_WASTE = ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
+
+
+@dataclass(frozen=True)
+class Builder:
+    """buildah with a storage of its own.
+
+    Attributes:
+        root: Of storage and results.
+        report: Told what is done and how long it took.
+    """
+
+    root: Path = field(default_factory=lambda: cache_directory().parent / "images")
+    report: Callable[[str], None] = print
+
+    def build(self, name: str, dockerfile: Path, context: Path, arguments: Sequence[str] = ()) -> Path:
+        """Build a Dockerfile.
+
+        Args:
+            name: Of the image, full and with a tag: `localhost/drumline/worker:e2e`.
+            dockerfile: Whose FROM names a base of ours (`BASES`) or an image that was built here.
+            context: The folder that COPY sees.
+            arguments: `NAME=VALUE` for ARG.
+
+        Returns:
+            An OCI layout, for `load-image`.
+
+        Raises:
+            ClusterError: A package is missing, or the build failed; the message has its output.
+        """
+        machine.install(machine.IMAGE_PACKAGES, self.report)
+        started = time.monotonic()
+        for base in bases(dockerfile.read_text()):
+            if base in BASES and not self._has(base):
+                self.make_base(base)
+        # The build sees the machine's network, and never looks for an image elsewhere.
+        options = ["--isolation=chroot", "--network=host", "--pull-never", "--layers", "--format=oci", f"--tag={name}"]
+        if CA_BUNDLE.exists():
+            options.append(f"--volume={CA_BUNDLE}:{CA_BUNDLE}:ro")
+        options += [f"--build-arg={argument}" for argument in arguments]
+        self._buildah("bud", *options, f"--file={dockerfile}", str(context))
+        self.report(f"built {name} in {time.monotonic() - started:.1f} s")
+        return self._export(name)
+
+    def make_base(self, name: str) -> None:
+        """Make the stand-in for an official image.
+
+        Args:
+            name: One of `BASES`.
+        """
+        started = time.monotonic()
+        suite = BASES[name]
+        directory = self.root / f"rootfs-{suite}"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        command("debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, directory)
+        for waste in _WASTE:
+            shutil.rmtree(directory / waste, ignore_errors=True)
+        for marker in (directory / "usr/lib").glob("python3*/EXTERNALLY-MANAGED"):
+            marker.unlink()  # pip may install into the system's interpreter, as it may in the official image
+        for link, target in {"python": "python3", "python3": "python3", "pip": "pip3"}.items():
+            (directory / "usr/local/bin" / link).symlink_to(f"/usr/bin/{target}")
+        container = self._buildah("from", "scratch")
+        self._buildah("copy", "--quiet", container, str(directory), "/")
+        settings = ["--env", f"PATH={PATH}", "--env", "LANG=C.UTF-8", "--cmd", '["python3"]']
+        self._buildah("config", *settings, container)
+        self._buildah("commit", "--quiet", "--rm", container, f"localhost/{name}")
+        shutil.rmtree(directory)
+        self.report(f"made {name} from Debian {suite} in {time.monotonic() - started:.1f} s")
+
+    def unpacked(self) -> dict[str, Path]:
+        """The files of every layer that was built here, by the layer's digest."""
+        try:
+            layers = json.loads((self._storage / "root/overlay-layers/layers.json").read_text())
+        except FileNotFoundError:
+            return {}
+        folders = {layer["diff-digest"]: self._storage / "root/overlay" / layer["id"] / "diff" for layer in layers}
+        return {digest: folder for digest, folder in folders.items() if folder.is_dir()}
+
+    @property
+    def _storage(self) -> Path:
+        return self.root / "storage"
+
+    def _has(self, name: str) -> bool:
+        listed = json.loads(self._buildah("images", "--json") or "[]") or []
+        return any(f"localhost/{name}" in (image.get("names") or []) for image in listed)
+
+    def _export(self, name: str) -> Path:
+        """Bring the layout of an image up to date."""
+        started = time.monotonic()
+        layout = self.root / "oci" / re.sub(r"[^\w.-]", "_", name)
+        layout.mkdir(parents=True, exist_ok=True)
+        (layout / "index.json").unlink(missing_ok=True)  # its old image would stay in it
+        before = set(layout.glob("blobs/*/*"))
+        # Not `buildah push`, which compresses all layers each time; this one skips those that are there.
+        source = f"containers-storage:[overlay@{self._storage}/root+{self._storage}/run]{name}"
+        options = ["--quiet", "--insecure-policy", "--dest-oci-accept-uncompressed-layers"]
+        command(*_PRIVATE, "skopeo", "copy", *options, source, f"oci:{layout}:{name}")
+        written = sum(path.stat().st_size for path in layout.glob("blobs/*/*") if path not in before)
+        remove_unused(layout)
+        self.report(f"wrote {written / 1e6:.1f} MB of its layers in {time.monotonic() - started:.1f} s")
+        return layout
+
+    def _buildah(self, *arguments: str) -> str:
+        storage = [
+            "--root",
+            f"{self._storage}/root",
+            "--runroot",
+            f"{self._storage}/run",
+            "--storage-driver",
+            "overlay",
+        ]
+        return command(*_PRIVATE, "buildah", *storage, *arguments).strip()
+
+
+def bases(dockerfile: str) -> list[str]:
+    """The images that a Dockerfile begins with, but for its own stages and those given by a build argument."""
+    found = re.findall(r"^FROM\s+(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?", dockerfile, re.MULTILINE | re.IGNORECASE)
+    stages = {stage for _, stage in found}
+    return [image for image, _ in found if image not in stages and "$" not in image]
+
+
+def remove_unused(layout: Path) -> list[str]:
+    """Remove the blobs of an OCI layout that no image of it needs; their digests."""
+    needed = {digest for image in images(Folder(layout), "any") for digest in image.blobs}
+    unused = [path for path in layout.glob("blobs/*/*") if f"{path.parent.name}:{path.name}" not in needed]
+    for path in unused:
+        path.unlink()
+    return [f"{path.parent.name}:{path.name}" for path in unused]

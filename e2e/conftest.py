@@ -1,0 +1,78 @@
+"""One cluster for all scenarios, a namespace for each test, and no silent skips in CI."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from e2e.cluster import pins, provider
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.provider import Cluster
+from e2e.cluster.store import Store
+
+#: Seconds for a scenario, unless it says otherwise: a limit for a busy machine with two cores.
+TIMEOUT = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each scenario its time-out."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT))
+
+
+def impossible(reason: str) -> None:
+    """Skip, or fail where nobody would read why."""
+    if os.environ.get("CI"):
+        pytest.fail(f"in CI nothing is skipped: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The cluster that $CLUSTER names. It stays if it ran before, or with E2E_KEEP=1."""
+    if reason := provider.obstacle():
+        impossible(reason)
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    chosen = provider.choose(report=lambda _: None)
+    ran = chosen.kubeconfig.exists()
+    with capture.global_and_fixture_disabled():
+        chosen.up()
+    yield chosen
+    if not ran and not os.environ.get("E2E_KEEP"):
+        chosen.down()
+
+
+@pytest.fixture(scope="session")
+def kubectl(cluster: Cluster) -> Callable[..., str]:
+    """Run kubectl as the administrator: `kubectl("get", "pods", input=...)`."""
+    return cluster.kubectl
+
+
+@pytest.fixture
+def namespace(kubectl: Callable[..., str]) -> Iterator[str]:
+    """A namespace of the test's own that only takes pods of the restricted profile."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    item = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    kubectl("create", "--filename=-", input=json.dumps(item))
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def probe_image(cluster: Cluster) -> str:
+    """An image that answers questions about its pod; it is in every node."""
+    if given := os.environ.get("E2E_PROBE_IMAGE"):
+        return given
+    store = Store()
+    store.ensure(["probe"])
+    try:
+        cluster.load_image(store.image("probe"))
+    except ClusterError as error:
+        impossible(f"{error}, and set E2E_PROBE_IMAGE to its name there (it is {store.image('probe')})")
+    return pins.image_reference("probe")

@@ -1,0 +1,108 @@
+"""etcd and the API server alone: quick, side by side, and gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from e2e.cluster import envtest
+from e2e.cluster.envtest import EnvTest
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.layout import CHECKOUT
+from e2e.cluster.process import command
+from e2e.cluster.store import Store
+
+#: Seconds to a ready API server: 3 on a quiet machine with two cores.
+LIMIT = 5.0
+LINE = [sys.executable, "-m", "e2e.cluster", "envtest"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kubectl() -> str:
+    """The pinned kubectl; also makes sure that nothing is built while a test takes the time."""
+    store = Store(report=lambda _: None)
+    envtest.programs(store)
+    store.ensure(["kubectl"])
+    return str(store.program("kubectl"))
+
+
+def test_two_side_by_side_know_nothing_of_each_other(kubectl: str) -> None:
+    started = time.monotonic()
+    with EnvTest() as first:
+        took = time.monotonic() - started
+        with EnvTest() as second:
+            for server, name in ((first, "one"), (second, "two")):
+                command(kubectl, "create", "namespace", name, env=server.environment())
+            listed = command(kubectl, "get", "namespaces", "--output=name", env=first.environment())
+            assert "namespace/one" in listed.split()
+            assert "namespace/two" not in listed.split()
+            places = [first.kubeconfig.parent, second.kubeconfig.parent]
+        with pytest.raises(ClusterError, match="refused"):
+            command(kubectl, "get", "namespaces", f"--server={second.url}", env=first.environment())
+    assert not any(place.exists() for place in places)
+    assert took <= LIMIT, f"{took:.1f} s to a ready API server"
+
+
+def test_pods_are_accepted_without_service_accounts(kubectl: str) -> None:
+    with EnvTest() as server:
+        command(kubectl, "run", "x", "--image=x", env=server.environment())
+        assert command(kubectl, "get", "pods", "--output=name", env=server.environment()) == "pod/x\n"
+
+
+def test_assets_that_do_not_work_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("etcd", "kube-apiserver"):
+        (tmp_path / name).write_text("#!/bin/sh\necho $0 is broken >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
+    with pytest.raises(ClusterError, match=r"(?s)ended:\n.* is broken"), EnvTest():
+        pass
+
+
+def test_a_command_runs_with_a_kubeconfig_and_gives_its_status(kubectl: str) -> None:
+    script = f"{kubectl} get --raw /readyz; exit 7"
+    result = subprocess.run(
+        [*LINE, "--", "sh", "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 7
+    assert result.stdout.endswith("\nok")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_it_ends_nothing_runs_on(number: signal.Signals) -> None:
+    said = ""
+    with subprocess.Popen(LINE, cwd=CHECKOUT, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while "Ctrl-C" not in said:
+                more = os.read(process.stdout.fileno(), 4096) if selector.select(60) else b""
+                if not more:
+                    process.kill()
+                    pytest.fail(f"it did not get ready, and said: {said}")
+                said += more.decode()
+        children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        assert len(children) == 2
+        watched = [os.pidfd_open(pid) for pid in children]
+        os.kill(process.pid, number)
+        process.wait(30)
+    with selectors.DefaultSelector() as selector:
+        for descriptor in watched:  # readable when the process has ended
+            selector.register(descriptor, selectors.EVENT_READ)
+        while selector.get_map():
+            events = selector.select(10)
+            assert events, "etcd or the API server runs on"
+            for key, _ in events:
+                selector.unregister(key.fileobj)
+                os.close(key.fd)
+    (kubeconfig,) = re.findall(r"KUBECONFIG=(\S+)", said)
+    place = Path(kubeconfig).parent
+    assert place.exists() == (number == signal.SIGKILL)  # then there was nobody to remove the files
+    if place.exists():
+        command("rm", "-r", place)

@@ -1,0 +1,87 @@
+"""A cluster of its own, next to any other: it starts within its time, and `down` leaves the machine as it was."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e.cluster import cgroups, machine
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.layout import Layout, Shape
+from e2e.cluster.local import LocalCluster
+from e2e.cluster.process import command
+from e2e.conftest import impossible
+
+#: Seconds from nothing to DNS answers, with built binaries: 6 on a quiet machine with two cores.
+LIMIT = 15.0
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[LocalCluster]:
+    """A cluster in a directory of the test's own."""
+    if reason := machine.obstacle():
+        impossible(reason)
+    made = LocalCluster(Layout(tmp_path / "state"), report=lambda _: None)
+    yield made
+    made.down()
+
+
+def namespaces() -> set[str]:
+    """All namespaces that a process lives in."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        for name in ("net", "mnt", "pid"):
+            try:
+                found.add(os.readlink(process / "ns" / name))
+            except OSError:
+                continue
+    return found
+
+
+def traces(state: Path) -> dict[str, object]:
+    """What of a cluster can be seen on the machine."""
+    links = {line.split()[0].partition("@")[0] for line in command("ip", "-brief", "link").splitlines()}
+    return {
+        "links": {link for link in links if link.startswith("drumline")},
+        "routes": {line for line in command("ip", "route", "show", "table", "all").splitlines() if "drumline" in line},
+        "cgroups": {str(path) for path in [*cgroups.ROOT.glob("drumline-*"), *cgroups.ROOT.glob("*/drumline-*")]},
+        "mounts": {line for line in Path("/proc/mounts").read_text().splitlines() if str(state) in line},
+        "rules": command("nft", "list", "ruleset"),
+        "state": state.exists(),
+    }
+
+
+def sysctls() -> dict[str, str]:
+    """Settings of the whole machine that a kubelet or kube-proxy would change."""
+    names = ("vm/overcommit_memory", "kernel/panic", "kernel/keys/root_maxkeys", "net/ipv4/ip_forward")
+    return {name: (Path("/proc/sys") / name).read_text() for name in names}
+
+
+def test_up_is_quick_and_down_leaves_nothing(own: LocalCluster) -> None:
+    state = own.layout.state
+    own.store.ensure(["kubelet"])
+    before, settings, spaces = traces(state), sysctls(), namespaces()
+
+    started = time.monotonic()
+    own.up(Shape(gpus=3))
+    took = time.monotonic() - started
+    assert took <= LIMIT, f"{took:.1f} s from nothing to a cluster whose DNS answers"
+    assert own.status()
+    during = traces(state)
+    assert {name for name in before if before[name] != during[name]} == {"links", "routes", "cgroups", "state"}
+    inside = namespaces() - spaces
+    assert len(inside) > 6  # net and mnt and pid of two nodes, the network's own, pods
+
+    own.up()  # of what runs: nothing happens
+    with pytest.raises(ClusterError, match="a cluster with other options runs here"):
+        own.up(Shape(gpus=4))
+    allocatable = own.kubectl("get", "nodes", "--output=jsonpath={.items[*].status.allocatable.nvidia\\.com/gpu}")
+    assert allocatable.split() == ["3", "3"]
+
+    own.down()
+    assert traces(state) == before
+    assert sysctls() == settings
+    assert not namespaces() & inside
