@@ -58,6 +58,11 @@ def listening(runner: DistributedRunner) -> tuple[list[tuple[str, int]], list[tu
     return mine, theirs
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def running_loop() -> None:
+    """The loop of this module is there before the first test, whichever that is."""
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(nothing_more_left: None) -> None:
     """The group is shared, and restarted by a test."""
