@@ -20,6 +20,10 @@ TESTS = Path(__file__).parent
 settings.register_profile("drumline", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("drumline")
 
+# A shell ignores SIGINT in what it runs in the background, and so would the programs that are tested with Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _skipped: list[str] = []
 
 
