@@ -6,7 +6,8 @@ Their pods run nothing; they are Ready at once and gone at once. A taint keeps a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import nodes
@@ -18,6 +19,7 @@ from .local import LocalCluster
 
 #: For pods that may run on them.
 TOLERATION = {"key": MARK, "operator": "Equal", "value": VALUE, "effect": "NoSchedule"}
+_CONNECTIONS = 8
 _RESOURCES = {"cpu": "192", "memory": "2Ti", "ephemeral-storage": "10Ti", "pods": "110"}
 
 
@@ -57,6 +59,13 @@ def changes(present: set[str], count: int) -> tuple[list[int], list[str]]:
     return create, sorted(present - set(wanted))
 
 
+def request_all(cluster: LocalCluster, calls: Sequence[tuple[str, str, object]]) -> None:
+    """Make calls one after the other, on a connection of their own."""
+    with cluster.api() as api:
+        for method, path, body in calls:
+            api.request(method, path, body)
+
+
 def have(
     cluster: LocalCluster, count: int, gpus: int = 8, labels: Mapping[str, str] | None = None, limit: float = 300.0
 ) -> None:
@@ -77,10 +86,12 @@ def have(
     with cluster.api() as api:
         present = {item["metadata"]["name"] for item in api.get(f"/api/v1/nodes?labelSelector={selector}")["items"]}
         create, delete = changes(present, count)
-        for index in create:
-            api.request("POST", "/api/v1/nodes", node(index, gpus, labels or {}))
-        for gone in delete:
-            api.request("DELETE", f"/api/v1/nodes/{gone}")
+        calls: list[tuple[str, str, object]] = [
+            ("POST", "/api/v1/nodes", node(index, gpus, labels or {})) for index in create
+        ]
+        calls += [("DELETE", f"/api/v1/nodes/{gone}", None) for gone in delete]
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            list(pool.map(lambda first: request_all(cluster, calls[first::_CONNECTIONS]), range(_CONNECTIONS)))
         ready: set[str] = set()
 
         def done(node_name: str, item: Mapping[str, Any] | None) -> bool:
