@@ -40,11 +40,9 @@ class Run:
         self.started = time.perf_counter() + self.warmup
 
     def answered(self, sent: float, now: float) -> bool:
-        """Count one answer; return whether its connection goes on."""
-        if self.over.done():
+        """Take one answer; return whether it counts."""
+        if self.over.done() or sent < self.started:
             return False
-        if sent < self.started:
-            return True
         if self.seconds is not None and now > self.started + self.seconds:
             self.finish(self.started + self.seconds)
             return False
@@ -53,7 +51,6 @@ class Run:
             self.left -= 1
             if self.left <= 0:
                 self.finish(now)
-                return False
         return True
 
     def finish(self, now: float, error: Exception | None = None) -> None:
@@ -129,10 +126,8 @@ class Connection(asyncio.Protocol):
                 return
 
     def _answered(self, now: float) -> None:
-        goes_on = self.run.answered(self._sent, now)
-        if self._sent >= self.run.started and not self.run.over.done():
-            self.served += 1
-        if goes_on:
+        self.served += self.run.answered(self._sent, now)
+        if not self.run.over.done():
             self.send()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -63,8 +63,8 @@ class Snapshot:
         if any(key.startswith("shm:") for key in new):
             foreign = _shm_of_others()
             new = {key: words for key, words in new.items() if key.removeprefix("shm:") not in foreign}
-        if context.runners:  # result memory is pooled, and belongs to a group that still runs
-            new = {key: words for key, words in new.items() if "/memfd:results" not in key}
+        if context.runners:  # result memory is pooled, and belongs to a group that still runs, like its loop's executor
+            new = {k: words for k, words in new.items() if "/memfd:results" not in k and not k.startswith("executor:")}
         return sorted(words + _listening(key) for key, words in new.items())
 
 

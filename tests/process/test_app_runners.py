@@ -124,7 +124,10 @@ async def test_an_error_of_a_rank_is_a_problem(client, rank):
     assert (answer.status_code, problem["type"].rpartition("/")[2], problem["rank"]) == (500, "worker-error", rank)
     assert (await client.post("/invoke/Fails", json={"tag": "next"})).json() == {"ok": True, "tag": "next"}
     streamed = await client.post("/stream/Fails", json={"how": "raise", "rank": rank, "updates": 2})
-    assert [kind for kind, _ in events(streamed.text)] == ["update", "update", "error"]
+    *kinds, last = [kind for kind, _ in events(streamed.text)]
+    assert last == "error"
+    # Rank 0 sends its updates before it raises; those of a peer that fails first may not be on their way yet.
+    assert kinds == ["update"] * 2 if rank == 0 else set(kinds) <= {"update"}
 
 
 @pytest.mark.parametrize(

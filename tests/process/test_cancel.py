@@ -14,7 +14,7 @@ import torch
 
 from drumline import codec
 from drumline.distributed import DistributedRunner
-from drumline.errors import DrumlineError, NotReady, RequestCancelled, RequestTimeout
+from drumline.errors import Draining, DrumlineError, NotReady, RequestCancelled, RequestTimeout
 from drumline.runner.observer import Observer
 from drumline.runner.runner import RestartPolicy
 from drumline.runner.ticket import Ticket
@@ -225,10 +225,27 @@ async def test_a_request_that_ends_within_the_grace_costs_no_restart(group: Dist
     assert group.status.restarts == before
 
 
-async def test_stop_cancels_the_running_request_and_refuses_the_waiting_ones(group: DistributedRunner) -> None:
-    """The last test: the group is started again only to be stopped by its fixture."""
-    running, waiting = group.submit(LONG), group.submit({"steps": 1})
+async def test_a_draining_group_refuses_and_after_its_time_cancels(group: DistributedRunner) -> None:
+    """The last test: what is left for its fixture to do is nothing."""
+    done, running, waiting = group.submit({"steps": 3}), group.submit(LONG), group.submit({"steps": 1})
+    draining = asyncio.create_task(group.drain(0.1))
+    await asyncio.sleep(0)
+    assert group.status.state == "draining"
+    with pytest.raises(Draining):
+        await group.invoke({"steps": 1})
+    await asyncio.wait_for(done.result(), 5)
+    await asyncio.wait_for(draining, 5)
+    for ticket in (running, waiting):
+        with pytest.raises(Draining):
+            await ticket.result()
+    assert set(running.stopped_steps) == set(range(RANKS))
     await group.stop()
+
+
+async def test_stop_cancels_the_running_request_and_refuses_the_waiting_ones(group: DistributedRunner) -> None:
+    await group.start()
+    running, waiting = group.submit(LONG), group.submit({"steps": 1})
+    await asyncio.wait_for(group.stop(), 10)
     with pytest.raises(RequestCancelled, match="stopping"):
         await running.result()
     with pytest.raises(NotReady):

@@ -290,6 +290,32 @@ async def test_messages_wait_for_a_rank_that_comes_late(connect: Connect) -> Non
         await group.close()
 
 
+async def test_a_rank_that_comes_and_goes_while_the_runner_is_busy() -> None:
+    channel = RemoteChannel(2)
+    group = ChannelGroup(channel, 0)
+    context = zmq.Context()
+    try:
+        async with asyncio.timeout(SECONDS):
+            await asyncio.sleep(0)
+            # The loop does not run from here on, but for the one answer that lets the client in.
+            client = Client(context, channel.rank_end(0), identity_of(channel.rank_end(0)), curve=True)
+            assert channel._zap.poll(10_000)
+            channel._admit()
+            client.socket.send(b"")
+            for number in range(5):
+                client.socket.send(encode({"number": number}))
+            client.socket.disable_monitor()
+            client.monitor.close(linger=0)
+            client.socket.close(linger=10_000)
+            context.term()  # everything has left
+            assert channel._monitor.poll(10_000)
+            channel._follow_connections()  # accepted, if not more
+            await group.until(lambda: group.closed == [0])
+            assert [message["number"] for message, _ in group.received[0]] == list(range(5))
+    finally:
+        await group.close()
+
+
 async def test_no_more_than_so_many_messages_wait(group: ChannelGroup, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(remote.LONGEST_WAIT):
         group.tell(2, "echo")
@@ -360,7 +386,7 @@ async def test_where_it_listens(address: str, reachable: str) -> None:
         await group.close()
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+@pytest.mark.ipv6
 async def test_ipv6() -> None:
     channel = RemoteChannel(1, "::1")
     group = ChannelGroup(channel, 1)

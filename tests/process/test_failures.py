@@ -393,4 +393,8 @@ async def test_a_used_up_restart_budget_fails_everybody_and_start_works_again(un
             await runner.invoke()
         await runner.start()
         await serves(runner)
+        os.kill(pid_of(runner, 0), signal.SIGKILL)
+        await until(runner, lambda status: status.restarts == 1)
+        await runner.stop()  # right after a crash
+        assert runner.status.state == "stopped"
         await runner.stop()

@@ -16,26 +16,14 @@ import psutil
 import pytest
 
 from drumline.distributed import DistributedRunner
-from drumline.errors import Draining, NotReady, RequestCancelled, SetupFailed
+from drumline.errors import NotReady, RequestCancelled, SetupFailed
 from drumline.runner.observer import Observer
 from drumline.runner.ticket import Ticket
-from drumline.testing.workers import AsyncEcho, Facts, Fails, Steps
+from drumline.testing.workers import AsyncEcho, Facts
 
 
 def drawn(result: dict[str, Any]) -> list[float]:
     return [number for rank in result["ranks"] for number in rank["drawn"]]
-
-
-async def test_a_life_with_coroutines(caplog: pytest.LogCaptureFixture) -> None:
-    """setup(), __call__() and teardown() are coroutines; the context manager starts and stops."""
-    caplog.set_level("INFO", "drumline")
-    async with asyncio.timeout(50):
-        async with DistributedRunner(AsyncEcho, world_size=2, device="cpu") as runner:
-            assert runner.is_alive()
-            assert await runner.invoke({"a": 1}) == {"payload": {"a": 1}, "setup": {}}
-        assert not runner.is_alive()
-    said = [record for record in caplog.records if record.getMessage() == "torn down"]
-    assert {record.__dict__["rank"] for record in said} == {0, 1}
 
 
 async def test_stopped_twice_started_again_and_restarted_the_random_numbers_are_new(tmp_path: Path, until: Any) -> None:
@@ -81,23 +69,21 @@ class KeptAlive(Observer):
             self.thrice.set()
 
 
-async def test_keep_alive_and_drain() -> None:
-    runner = DistributedRunner(Steps, device="cpu", keepalive_payload={"steps": 1}, keepalive_interval=0.02)
+async def test_a_life_with_coroutines(caplog: pytest.LogCaptureFixture) -> None:
+    """setup(), __call__() and teardown() are coroutines; the context manager starts and stops; idle time is filled."""
+    caplog.set_level("INFO", "drumline")
+    options = {"keepalive_payload": {"still": "there"}, "keepalive_interval": 0.02}
+    runner = DistributedRunner(AsyncEcho, world_size=2, device="cpu", **options)
     runner.observers.append(observer := KeptAlive())
-    async with asyncio.timeout(50), runner:
-        await observer.thrice.wait()
-        assert observer.beats == ["keepalive ok"] * 3
-        long, waiting = (runner.submit({"steps": 100_000, "seconds": 0.001}) for _ in range(2))
-        draining = asyncio.create_task(runner.drain(0.1))
-        await asyncio.sleep(0)
-        assert runner.status.state == "draining"
-        with pytest.raises(Draining):
-            await runner.invoke({"steps": 1})
-        await draining
-        for ticket in (long, waiting):
-            with pytest.raises(Draining):
-                await ticket.result()
-        assert runner.status.restarts == 0
+    async with asyncio.timeout(50):
+        async with runner:
+            assert runner.is_alive()
+            assert await runner.invoke({"a": 1}) == {"payload": {"a": 1}, "setup": {}}
+            await observer.thrice.wait()
+            assert observer.beats.count("keepalive ok") >= 2
+        assert not runner.is_alive()
+    said = [record for record in caplog.records if record.getMessage() == "torn down"]
+    assert {record.__dict__["rank"] for record in said} == {0, 1}
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -164,7 +150,6 @@ BROKEN = {
     "raise SystemExit('no license')": "SystemExit: no license",
     "import nonexistent_module_xyz": "ModuleNotFoundError: No module named 'nonexistent_module_xyz'",
     "import os; os._exit(5)": "died; its output is in the log",
-    "class Wrong: ...": "Wrong",
 }
 
 
@@ -264,20 +249,20 @@ async def test_scripts_that_never_stop_their_runners_end_and_leave_nothing(tmp_p
     assert b"set up" in err  # what ranks print is shown even where nobody configured logging
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_script_that_is_killed_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    process = await script(tmp_path, "wait")
-    assert process.stdout is not None
-    async with asyncio.timeout(50):
-        told = json.loads(await process.stdout.readline())
-        ranks = processes_of(told)
-        assert len(ranks) == 2
-        nursery = ranks[0].parent()
-        assert nursery is not None
-        process.send_signal(number)
-        assert await process.wait() == -number
-        await process.communicate()
-    assert psutil.wait_procs([*ranks, nursery], timeout=5)[1] == []
+async def test_scripts_that_are_killed_leave_nothing(tmp_path: Path) -> None:
+    numbers = [signal.SIGKILL, signal.SIGTERM]
+    processes = [await script(tmp_path, "wait") for _ in numbers]
+    for process, number in zip(processes, numbers, strict=True):
+        assert process.stdout is not None
+        async with asyncio.timeout(50):
+            ranks = processes_of(json.loads(await process.stdout.readline()))
+            assert len(ranks) == 2
+            nursery = ranks[0].parent()
+            assert nursery is not None
+            process.send_signal(number)
+            assert await process.wait() == -number
+            await process.communicate()
+        assert psutil.wait_procs([*ranks, nursery], timeout=5)[1] == []
 
 
 async def test_a_script_that_is_killed_during_an_import_leaves_nothing(tmp_path: Path, stuck_import: str) -> None:
@@ -317,14 +302,3 @@ async def test_reload_imports_the_module_afresh_and_waiting_requests_get_the_new
         await waiting.result()
         assert await runner.invoke() == {"calls": 2, "version": 22}
         assert runner.status.restarts == 0
-
-
-async def test_stop_right_after_a_crash(until: Any) -> None:
-    runner = DistributedRunner(Fails, world_size=2, device="cpu")
-    async with asyncio.timeout(50):
-        await runner.start()
-        os.kill(runner.status.ranks[0].pid or 0, signal.SIGKILL)
-        await until(runner, lambda status: status.restarts == 1)
-        await runner.stop()
-        assert runner.status.state == "stopped"
-        await runner.stop()

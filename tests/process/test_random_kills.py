@@ -135,7 +135,7 @@ class Reader:
         for number in range(count):
             steps = self.chance.randrange(1, 15)
             tag = f"{self.name}-{number}-{self.chance.getrandbits(64):x}"
-            payload = {"steps": steps, "tag": tag, "collective": self.chance.random() < 0.7}
+            payload = {"steps": steps, "tag": tag, "collective": self.chance.random() < 0.25}
             leave_after = self.chance.randrange(steps + 1) if self.chance.random() < 0.2 else None
             how = self.chance.choice([self.values, self.ticket, self.text])
             self.outcomes[await asyncio.wait_for(how(payload, leave_after), 30)] += 1

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,47 @@ from drumline.testing.serving import service_for
 
 ended = run(
     service_for(**json.loads(sys.argv[1])),
+    on_bound=lambda url: print(url, flush=True),
+    on_ready=lambda: print("ready", flush=True),
+)
+print(type(ended.error).__name__, ended.signal, ended.forced, flush=True)
+sys.exit(1 if ended.error else 0)
+"""
+
+
+APP_PROGRAM = """
+import json, sys
+import drumline
+from drumline.contract import RunnerSettings
+from drumline.distributed import DistributedRunner
+from drumline.server.apps import app_service
+from drumline.server.serve import run
+from starlette.responses import StreamingResponse
+
+class Demo(drumline.App):
+    async def setup(self):
+        self.runner = DistributedRunner("drumline.testing.served:Served", 2, device="cpu")
+        await self.runner.start()
+
+    def teardown(self):
+        print("teardown", flush=True)
+
+    def handle_exit(self):
+        print("exit", flush=True)
+
+    @drumline.endpoint("/twice")
+    async def twice(self, payload: dict) -> dict:
+        return [await self.runner.invoke(payload), await self.runner.invoke(payload)][1]
+
+    @drumline.endpoint("/stream")
+    async def stream(self, payload: dict) -> StreamingResponse:
+        events = self.runner.stream(payload, as_text_events=True)
+        return StreamingResponse(events, media_type="text/event-stream")
+
+settings = json.loads(sys.argv[1])
+settings.pop("target")
+ended = run(
+    app_service(Demo(), RunnerSettings(port=0, **settings)),
     on_bound=lambda url: print(url, flush=True),
     on_ready=lambda: print("ready", flush=True),
 )
@@ -90,11 +132,11 @@ class Stream(threading.Thread):
 
 
 @contextmanager
-def process(**settings: Any) -> Iterator[Process]:
+def process(program: str = PROGRAM, **settings: Any) -> Iterator[Process]:
     arguments = json.dumps({"target": TARGET, **settings})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, arguments], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", program, arguments], stdout=subprocess.PIPE, text=True, env=environment
     ) as child:
         made = None
         try:
@@ -158,6 +200,40 @@ def test_second_signal_does_not_wait() -> None:
         assert server.line() == f"NoneType {int(signal.SIGTERM)} True"
         assert server.process.wait(10) == 0
         stream.join()
+
+
+def test_an_app_finishes_its_calls_and_is_torn_down() -> None:
+    with process(APP_PROGRAM, drain_delay=0.0, drain_timeout=30) as server:
+        stream = server.stream({"prompt": "x", "steps": 40, "seconds": 0.05})
+        assert stream.begun.wait(10)
+        # The second half of this call is submitted while the server drains.
+        with ThreadPoolExecutor(1) as pool:
+            twice = pool.submit(server.client.post, "/twice", json={"prompt": "both"})
+            while server.client.get("/status").json()["queueDepth"] == 0:
+                pass
+            server.signal()
+            server.wait_for_state("draining")
+            problem_of(server.client.post("/twice", json={"prompt": "x"}), "draining")
+            assert twice.result().json()["prompt"] == "both"
+        stream.join()
+        assert events_of(stream.text)[-1][:2] == ("result", 40)
+        assert [server.line(), server.line()] == ["exit", "teardown"]
+        assert server.line() == f"NoneType {int(signal.SIGTERM)} False"
+        assert server.process.wait(10) == 0
+
+
+def test_a_cancelled_server_leaves_nothing() -> None:
+    async def main(until_ready: bool) -> None:
+        bound, ready = asyncio.Event(), asyncio.Event()
+        made = serve(service_for(TARGET), on_bound=lambda _: bound.set(), on_ready=ready.set, handle_signals=False)
+        task = asyncio.create_task(made)
+        await (ready if until_ready else bound).wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for until_ready in (True, False):
+        asyncio.run(main(until_ready))
 
 
 def test_tls(tmp_path: Path) -> None:

@@ -115,10 +115,19 @@ def test_run_tells_of_settings_that_do_not_exist():
 
 
 def test_completion():
-    result = drumline("--show-completion", env={"SHELL": "/bin/bash"})
-    assert result.exit_code == 0, result.output
-    complete = {"_DRUMLINE_COMPLETE": "complete_bash", "COMP_WORDS": "drumline do", "COMP_CWORD": "1"}
+    # Typer finds the shell by looking at the parent processes, which under make are sh.
     script = "from drumline.cli import app; app(prog_name='drumline')"
+    shown = subprocess.run(
+        [sys.executable, "-c", script, "--show-completion", "bash"],
+        env=os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "_DRUMLINE_COMPLETE=complete_bash" in shown.stdout
+    complete = {"_DRUMLINE_COMPLETE": "complete_bash", "COMP_WORDS": "drumline do", "COMP_CWORD": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | complete,

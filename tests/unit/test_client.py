@@ -27,8 +27,9 @@ SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCon
 
 def answer(value, status="200 OK", headers=""):
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-    return head.encode() + body
+    # A scripted connection answers once; without saying so, a retry could meet the old connection while it closes.
+    fixed = f"Content-Type: application/json\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    return f"HTTP/1.1 {status}\r\n{fixed}{headers}\r\n".encode() + body
 
 
 class Scripted:

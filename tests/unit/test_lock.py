@@ -21,9 +21,9 @@ BLOCKS = re.split(r"\n(?=\S)", LOCK.strip())
 
 
 def wanted(*, dev: bool = True) -> list[Requirement]:
-    """Direct requirements of a development environment: ours, the extras [diffusion] and [s3], the groups."""
+    """Direct requirements of a development environment: ours, the extras that it holds, the groups."""
     extras = PROJECT["project"]["optional-dependencies"]
-    lines, todo = [*PROJECT["project"]["dependencies"]], ["diffusion", "s3"]
+    lines, todo = [*PROJECT["project"]["dependencies"]], ["diffusion", "operator", "s3"]
     if dev:
         lines += [line for group in PROJECT["dependency-groups"].values() for line in group]
     while todo:

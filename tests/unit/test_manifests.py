@@ -215,3 +215,8 @@ def test_machine_type():
     )
     assert machine.spec.gpus_per_node == 8
     assert machine.spec.shared_memory_size_per_gpu == "8Gi"
+
+
+def test_the_python_spelling_is_refused_in_yaml(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"spec\.num_gpus: no such field.*numGPUs"):
+        load_manifest(write(tmp_path, manifest(num_gpus=2)))

@@ -345,6 +345,7 @@ async def test_access_line_has_times_and_no_payload(
     await runner.taken.wait()
     runner.finish(value={"secret": "result"})
     await client.answer()
+    await asyncio.sleep(0)
     (record,) = [r for r in caplog.records if r.name == "drumline.access"]
     fields = vars(record)
     assert {
@@ -465,6 +466,7 @@ class TestApps:
         assert (answer.status, answer.json()) == (200, {"request_id": "a1"})
         assert answer.headers["x-request-id"] == "a1"
         assert runner.submitted[0]["caller"] == "10.1.2.3"
+        await asyncio.sleep(0)
         (line,) = [record for record in caplog.records if record.name == "drumline.access"]
         assert line.run_time is not None
 

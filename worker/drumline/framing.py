@@ -14,6 +14,8 @@ import msgspec
 PREFIX = struct.Struct("<II")
 #: A message larger than this travels in shared memory as one more buffer; far below any socket buffer's default.
 INLINE_MESSAGE = 64 << 10
+#: A frame is sent in pieces of this size: one message of a ``SOCK_SEQPACKET`` socket must fit its buffer.
+PIECE = 128 << 10
 #: More would not be a message of ours: the peer is broken.
 LARGEST_FRAME = 64 << 20
 

@@ -34,7 +34,11 @@ def create_file(name: str, size: int) -> int:
     else:
         descriptor, path = tempfile.mkstemp(prefix=f"drumline-{name}-")
         os.unlink(path)
-    os.ftruncate(descriptor, size)
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

@@ -90,6 +90,8 @@ class LineSplitter:
 
     def flush(self) -> list[bytes]:
         """Return the unfinished line, if any, and forget it: the stream ended or the request is over."""
+        if not self._rest:
+            return []
         rest, self._rest = self._rest, bytearray()
         return [part for part in _parts(_last_state(bytes(rest))) if part]
 

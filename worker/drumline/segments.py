@@ -28,31 +28,25 @@ _POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _FAILED = ctypes.c_void_p(-1).value
+_FIXED = 0x10  # MAP_FIXED, which Python's mmap does not name; the same on Linux and macOS
 
 
-class _Mapping:
-    """The memory of a file, mapped until this object dies.
+def _map(descriptor: int, size: int, flags: int) -> mmap.mmap:
+    """Map a file without keeping a descriptor of it open.
 
-    Not Python's own ``mmap``, which keeps a descriptor open for each mapping (before 3.13): a caller that holds a thousand
-    results would run out of them.
+    Python's own mapping of a file keeps one (before 3.13): a caller that holds a thousand results would run out of them.
+    So Python maps memory without a file, and owns that range, and the file is mapped in its place.
     """
-
-    def __init__(self, descriptor: int, size: int, flags: int) -> None:
-        self.size = 0
-        if not 0 < size <= os.fstat(descriptor).st_size:
-            raise ValueError(f"a segment of {size} bytes is not what was sent")
-        address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
-        if address == _FAILED:
-            number = ctypes.get_errno()
-            raise OSError(number, f"{size} bytes cannot be mapped: {os.strerror(number)}")
-        self.address: int = address
-        self.size = size
-
-    def __del__(self) -> None:
-        if self.size:
-            _libc.munmap(self.address, self.size)
+    if not 0 < size <= os.fstat(descriptor).st_size:
+        raise ValueError(f"a segment of {size} bytes is not what was sent")
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    found = _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags | _FIXED, descriptor, 0)
+    if found == _FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{size} bytes cannot be mapped: {os.strerror(number)}")
+    return mapped
 
 
 def _capacity(size: int) -> int:
@@ -77,8 +71,7 @@ class _Segment:
     def __init__(self, id: int, descriptor: int, size: int) -> None:
         self.id = id
         self.size = size
-        self._mapping = _Mapping(descriptor, size, mmap.MAP_SHARED | _POPULATE)
-        self.view = memoryview((ctypes.c_ubyte * size).from_address(self._mapping.address)).cast("B")
+        self.view = memoryview(_map(descriptor, size, mmap.MAP_SHARED | _POPULATE))
         self._word = self.view[:8].cast("Q")
 
     @property
@@ -170,11 +163,11 @@ def place_transient(buffers: Sequence[Buffer]) -> tuple[Placement, int]:
 class _Claim:
     """Keeps a segment leased while any of the frame's buffers lives."""
 
-    def __init__(self, mapping: _Mapping) -> None:
-        self._mapping = mapping
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._mapped = mapped
 
     def __del__(self) -> None:
-        ctypes.c_uint64.from_address(self._mapping.address).value = 0
+        self._mapped[:8] = b"\0" * 8
 
 
 _lease_types: dict[int, type[ctypes.Array[ctypes.c_char]]] = {}
@@ -193,7 +186,7 @@ class SegmentReader:
     """The receiver's mappings of one sender's segments."""
 
     def __init__(self) -> None:
-        self._maps: dict[int, _Mapping] = {}
+        self._maps: dict[int, mmap.mmap] = {}
 
     def read(self, placement: Placement, descriptors: list[int]) -> list[Any]:
         """Return one writable buffer object per place, without a copy; takes over (and closes) ``descriptors``.
@@ -204,30 +197,31 @@ class SegmentReader:
             ValueError: the frame names a segment or range that does not exist.
             OSError: there is no room for another mapping.
         """
-        transient: dict[int, _Mapping] = {}
+        transient: dict[int, mmap.mmap] = {}
         for new in placement.new:
             if not descriptors:
                 raise ValueError("a frame announces a segment without its descriptor")
             descriptor = descriptors.pop(0)
             try:
                 if new.transient:
-                    transient[new.id] = _Mapping(descriptor, new.size, mmap.MAP_PRIVATE)
+                    transient[new.id] = _map(descriptor, new.size, mmap.MAP_PRIVATE)
                 else:
-                    self._maps[new.id] = _Mapping(descriptor, new.size, mmap.MAP_SHARED | _POPULATE)
+                    self._maps[new.id] = _map(descriptor, new.size, mmap.MAP_SHARED | _POPULATE)
             finally:
                 os.close(descriptor)
         for id in placement.dropped:
             self._maps.pop(id, None)
         buffers: list[Any] = []
-        claims: dict[int, Any] = dict(transient)
+        claims: dict[int, _Claim] = {}
         for place in placement.places:
-            mapping = transient.get(place.segment) or self._maps.get(place.segment)
-            if mapping is None or min(place.offset, place.length) < 0 or place.offset + place.length > mapping.size:
+            mapped = transient.get(place.segment) or self._maps.get(place.segment)
+            if mapped is None or min(place.offset, place.length) < 0 or place.offset + place.length > len(mapped):
                 raise ValueError(f"segment {place.segment} is not known or too small")
-            lease = _lease_type(place.length).from_address(mapping.address + place.offset)
-            if place.segment not in claims:
-                claims[place.segment] = _Claim(mapping)
-            lease.claim = claims[place.segment]  # type: ignore[attr-defined]  # what keeps the memory
+            lease = _lease_type(place.length).from_buffer(mapped, place.offset)
+            if place.segment not in transient:
+                if place.segment not in claims:
+                    claims[place.segment] = _Claim(mapped)
+                lease.claim = claims[place.segment]  # type: ignore[attr-defined]
             buffers.append(lease)
         return buffers
 

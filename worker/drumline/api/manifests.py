@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from drumline.api.v1alpha1 import API_VERSION, GROUP, DistributedApp
+from drumline.api.v1alpha1 import API_VERSION, GROUP, DistributedApp, yaml_name
 from drumline.contract import ENV_PREFIX, RunnerSettings
 from drumline.details import did_you_mean
 from drumline.errors import ConfigurationError
@@ -119,7 +119,7 @@ def load_manifest(path: str | Path) -> DistributedApp:
             f"write {API_VERSION}"
         )
     try:
-        return DistributedApp.model_validate(found[0])
+        return DistributedApp.model_validate(found[0], by_name=False)
     except ValidationError as error:
         lines = [_sentence(each["loc"], each["msg"], each["type"]) for each in error.errors(include_url=False)]
         raise ConfigurationError("\n".join(f"{file}: {line}" for line in dict.fromkeys(lines))) from None
@@ -128,7 +128,7 @@ def load_manifest(path: str | Path) -> DistributedApp:
 def _sentence(loc: Sequence[str | int], message: str, kind: str) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     if kind == "extra_forbidden":
-        return f"{place}: no such field{did_you_mean(str(loc[-1]), _fields_at(loc[:-1]))}"
+        return f"{place}: no such field{did_you_mean(yaml_name(str(loc[-1])), _fields_at(loc[:-1]))}"
     message = message.removeprefix("Value error, ").removeprefix("Field ")
     return f"{place}: {message}" if place else message
 

@@ -8,26 +8,37 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AliasGenerator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 GROUP: Final = "drumline.dev"
 API_VERSION: Final = "drumline.dev/v1alpha1"
 
-_Count = Annotated[int, Field(ge=0)]
-_Seconds = Annotated[int, Field(ge=1)]
-_Quantity = Annotated[str, Field(pattern=r"^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$")]
-_IntOrPercent = int | Annotated[str, Field(pattern=r"^[0-9]+%$")]
+_Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+#: Kubernetes keeps some of these in 32 bits.
+_Seconds = Annotated[int, Field(ge=1, le=1_000_000_000)]
+_SecondsOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
+_Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?$")]
+_IntOrPercent = _Count | Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$")]
+_Amount = _Quantity | Annotated[int, Field(ge=0)]
+_Name = Annotated[str, Field(min_length=1, max_length=253)]
+_Path = Annotated[str, Field(pattern=r"^/", max_length=1024)]
 _Free = dict[str, Any]
 
 _ACRONYMS = {
     "num_gpus": "numGPUs",
     "gpus_per_node": "gpusPerNode",
+    "allocatable_gpus": "allocatableGPUs",
     "shared_memory_size_per_gpu": "sharedMemorySizePerGPU",
 }
 
 
-class _Model(BaseModel):
+def yaml_name(name: str) -> str:
+    """Return how the field ``name`` is spelt in YAML, e.g. ``num_gpus`` -> ``numGPUs``."""
+    return _ACRONYMS.get(name) or to_camel(name)
+
+
+class ApiModel(BaseModel):
     """Closed, strict (YAML has types), immutable; spelt in camelCase outside."""
 
     model_config = ConfigDict(
@@ -36,7 +47,7 @@ class _Model(BaseModel):
         frozen=True,
         validate_by_name=True,
         validate_by_alias=True,
-        alias_generator=AliasGenerator(alias=lambda name: _ACRONYMS.get(name) or to_camel(name)),
+        alias_generator=AliasGenerator(alias=yaml_name),
     )
 
 
@@ -51,38 +62,45 @@ class Metadata(BaseModel):
     namespace: str = Field(default="default", description="namespace of the app")
 
 
-class LocalReference(_Model):
+class LocalReference(ApiModel):
     """Name of an object in the same namespace."""
 
-    name: str = Field(min_length=1, description="its name")
+    name: _Name = Field(description="its name")
 
 
 # --- DistributedApp
 
 
-class ConfigMapSource(_Model):
+class ConfigMapSource(ApiModel):
     """Code from a ConfigMap."""
 
-    name: str = Field(description="the ConfigMap; each key is a file")
+    name: _Name = Field(description="the ConfigMap; each key is a file")
 
 
-class GitSource(_Model):
+class GitSource(ApiModel):
     """Code from a git repository."""
 
-    url: str = Field(description="https or ssh URL")
-    revision: str = Field(description="commit, tag or branch")
-    path: str | None = Field(default=None, description="folder inside the repository; default: its root")
-    secret_ref: LocalReference | None = Field(default=None, description="Secret with the credentials")
+    url: str = Field(
+        pattern=r"^(https?://|ssh://|git://|[^@/ ]+@[^:/ ]+:)[^ ]+$", max_length=2048, description="https or ssh URL"
+    )
+    revision: str = Field(pattern=r"^[^-\s]\S*$", max_length=255, description="commit, tag or branch")
+    path: str | None = Field(
+        default=None, pattern=r"^[^/]", max_length=1024, description="folder inside the repository; default: its root"
+    )
+    secret_ref: LocalReference | None = Field(
+        default=None,
+        description="Secret with username and password (https), or ssh-privatekey and known_hosts (ssh)",
+    )
 
 
-class VolumeSource(_Model):
+class VolumeSource(ApiModel):
     """Code from a PersistentVolumeClaim."""
 
-    claim_name: str = Field(description="the claim")
-    sub_path: str | None = Field(default=None, description="folder inside it")
+    claim_name: _Name = Field(description="the claim")
+    sub_path: str | None = Field(default=None, pattern=r"^[^/]", max_length=1024, description="folder inside it")
 
 
-class Source(_Model):
+class Source(ApiModel):
     """Where the code comes from when it is not in the image: exactly one of these."""
 
     config_map: ConfigMapSource | None = Field(default=None, description="files in a ConfigMap")
@@ -96,14 +114,16 @@ class Source(_Model):
         return self
 
 
-class Gpu(_Model):
+class Gpu(ApiModel):
     """How GPUs are asked for."""
 
     allocation: Literal["DevicePlugin", "ResourceClaim"] = Field(
         default="DevicePlugin", description="extended resource of a device plugin, or dynamic resource allocation"
     )
-    resource_name: str = Field(default="nvidia.com/gpu", description="the extended resource")
-    resource_claim_template_name: str | None = Field(default=None, description="needed for ResourceClaim")
+    resource_name: _Name | None = Field(
+        default=None, description="the extended resource; default: the MachineType's, else nvidia.com/gpu"
+    )
+    resource_claim_template_name: _Name | None = Field(default=None, description="needed for ResourceClaim")
 
     @model_validator(mode="after")
     def _claim(self) -> Gpu:
@@ -112,7 +132,7 @@ class Gpu(_Model):
         return self
 
 
-class Communication(_Model):
+class Communication(ApiModel):
     """How ranks talk to each other."""
 
     backend: Literal["Auto", "NCCL", "Gloo"] = Field(
@@ -120,30 +140,66 @@ class Communication(_Model):
     )
 
 
-class EnvVar(_Model):
+class EnvVar(ApiModel):
     """One environment variable of the worker container."""
 
-    name: str = Field(min_length=1, description="its name")
+    name: _Name = Field(description="its name")
     value: str | None = Field(default=None, description="its value")
     value_from: _Free | None = Field(default=None, description="EnvVarSource: where its value comes from")
 
+    @model_validator(mode="after")
+    def _one(self) -> EnvVar:
+        if self.value is not None and self.value_from is not None:
+            raise ValueError(f"{self.name}: set value or valueFrom, not both")
+        return self
 
-class ModelCache(_Model):
+
+def _distinct(variables: list[EnvVar]) -> list[EnvVar]:
+    names = [variable.name for variable in variables]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)}: set more than once; keep one")
+    return variables
+
+
+_Env = Annotated[list[EnvVar], AfterValidator(_distinct), Field(max_length=256)]
+_Amounts = Annotated[dict[str, _Amount], Field(max_length=32)]
+
+
+class Resources(ApiModel):
+    """CPU, memory and other resources of the worker container."""
+
+    requests: _Amounts = Field(default_factory=dict, description="what the scheduler sets aside, e.g. memory: 64Gi")
+    limits: _Amounts = Field(default_factory=dict, description="what the container may use at most")
+
+
+class ModelCache(ApiModel):
     """A volume for model weights and compile caches."""
 
-    claim_name: str | None = Field(default=None, description="PersistentVolumeClaim; default: the node's own disk")
-    mount_path: str = Field(default="/data", description="where it appears in the container")
-    compile_cache_path: str | None = Field(default=None, description="folder for torch.compile's cache")
+    claim_name: _Name | None = Field(
+        default=None, description="PersistentVolumeClaim; default: a folder that lives as long as the pod"
+    )
+    mount_path: _Path = Field(default="/data", description="where it appears in the container; XDG_CACHE_HOME is in it")
+    compile_cache_path: _Path | None = Field(
+        default=None, description="folder for torch.compile's cache (TORCHINDUCTOR_CACHE_DIR)"
+    )
 
 
-class Auth(_Model):
+class Auth(ApiModel):
     """Who may call the app."""
 
     type: Literal["None", "APIKey"] = Field(default="None", description="APIKey: callers send a key")
-    secret_ref: LocalReference | None = Field(default=None, description="Secret whose values are the accepted keys")
+    secret_ref: LocalReference | None = Field(
+        default=None, description="Secret whose entry api-keys is a JSON list of the accepted keys; needed for APIKey"
+    )
+
+    @model_validator(mode="after")
+    def _keys(self) -> Auth:
+        if self.type == "APIKey" and self.secret_ref is None:
+            raise ValueError("secretRef is required when type is APIKey; name a Secret with an entry api-keys")
+        return self
 
 
-class Serving(_Model):
+class Serving(ApiModel):
     """The HTTP server and its limits."""
 
     port: int = Field(default=8080, ge=1, le=65535, description="port of the server")
@@ -154,37 +210,55 @@ class Serving(_Model):
     auth: Auth = Field(default_factory=Auth, description="who may call the app")
 
 
-class Rollout(_Model):
+class Rollout(ApiModel):
     """How a change reaches the pods."""
 
     type: Literal["RollingUpdate", "Recreate", "Auto"] = Field(default="Auto", description="Auto: rolling")
     max_surge: _IntOrPercent | None = Field(default=None, description="pods above replicas; default 0 with GPUs")
     max_unavailable: _IntOrPercent | None = Field(default=None, description="pods missing; default 1 with GPUs")
-    partition: _Count | None = Field(default=None, description="replicas that keep the old revision")
     progress_deadline_seconds: _Seconds = Field(default=3600, description="a rollout without progress has failed")
-    drain_timeout_seconds: _Count = Field(default=600, description="time for requests in flight when a pod stops")
+    drain_timeout_seconds: _SecondsOrZero = Field(
+        default=600, description="time for requests in flight when a pod stops"
+    )
 
     @model_validator(mode="after")
     def _recreate(self) -> Rollout:
         if self.type == "Recreate" and (self.max_surge is not None or self.max_unavailable is not None):
-            raise ValueError("maxSurge and maxUnavailable do not apply to Recreate")
+            raise ValueError("maxSurge and maxUnavailable do not apply to Recreate; remove them")
+        if self.max_surge in (0, "0%") and self.max_unavailable in (0, "0%"):
+            raise ValueError("maxSurge and maxUnavailable cannot both be 0: no pod could be replaced; set one to 1")
         return self
 
 
-class FailurePolicy(_Model):
+class FailurePolicy(ApiModel):
     """What happens when a rank dies or hangs."""
 
-    type: Literal["RestartGroup", "RecreatePod", "None"] = Field(
-        default="RestartGroup", description="RestartGroup: new ranks in the same pod; the others never restart ranks"
+    type: Literal["RestartGroup", "RecreatePod"] = Field(
+        default="RestartGroup",
+        description="RestartGroup: new ranks in the same pod. RecreatePod: ranks never restart; the pod is replaced",
     )
     max_group_restarts: _Count = Field(default=10, description="restarts within the window before the pod gives up")
     window_seconds: _Seconds = Field(default=3600, description="length of the sliding window")
-    hang_timeout_seconds: _Count = Field(
+    hang_timeout_seconds: _SecondsOrZero = Field(
         default=900, description="a rank without a heartbeat for this long is hung; 0: never"
     )
 
 
-class DistributedAppSpec(_Model):
+class PodMetadata(ApiModel):
+    """Labels and annotations of the pods."""
+
+    labels: dict[str, str] = Field(default_factory=dict, description="added to the pods' labels")
+    annotations: dict[str, str] = Field(default_factory=dict, description="added to the pods' annotations")
+
+
+class PodTemplate(ApiModel):
+    """What is merged over the pods: objects field by field, lists of named things by name (a strategic merge)."""
+
+    metadata: PodMetadata = Field(default_factory=PodMetadata, description="labels and annotations of the pods")
+    spec: _Free = Field(default_factory=dict, description="PodSpec; as in a pod")
+
+
+class DistributedAppSpec(ApiModel):
     """What to run, on what, and how it is served."""
 
     worker_class: str = Field(
@@ -206,9 +280,13 @@ class DistributedAppSpec(_Model):
     gpu: Gpu = Field(default_factory=Gpu, description="how GPUs are asked for")
     communication: Communication = Field(default_factory=Communication, description="how ranks talk to each other")
     replicas: int = Field(default=1, ge=0, le=1000, description="pods, each with a group of ranks")
-    resources: _Free = Field(default_factory=dict, description="requests and limits beside the GPUs, as in a pod")
-    shared_memory_size: _Quantity | int | None = Field(default=None, description="size of /dev/shm")
-    env: list[EnvVar] = Field(default_factory=list, max_length=256, description="environment variables")
+    resources: Resources = Field(
+        default_factory=Resources, description="requests and limits beside the GPUs, as in a pod"
+    )
+    shared_memory_size: _Amount | None = Field(
+        default=None, description="size of /dev/shm; default: the MachineType's, else 8Gi with GPUs and 1Gi without"
+    )
+    env: _Env = Field(default_factory=list, description="environment variables; DRUMLINE_* win over other fields")
     env_from: list[_Free] = Field(default_factory=list, max_length=32, description="as in a pod")
     model_cache: ModelCache = Field(default_factory=ModelCache, description="volume for weights")
     serving: Serving = Field(default_factory=Serving, description="the HTTP server and its limits")
@@ -216,20 +294,28 @@ class DistributedAppSpec(_Model):
     failure_policy: FailurePolicy = Field(default_factory=FailurePolicy, description="when a rank dies or hangs")
     suspend: bool = Field(default=False, description="true: no pods, everything else is kept")
     network_policy: Literal["Disabled", "DenyAllIngress"] = Field(
-        default="Disabled", description="DenyAllIngress: only the pods that need it reach the app"
+        default="Disabled",
+        description="DenyAllIngress: only the operator, and pods or namespaces labelled drumline.dev/client: 'true', "
+        "reach the app",
     )
-    pod_template: _Free | None = Field(default=None, description="merged over the pod that the operator makes")
+    pod_template: PodTemplate | None = Field(
+        default=None, description="merged over the pod that the operator makes; its container is called worker"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> DistributedAppSpec:
         if self.world_size is not None and self.num_gpus not in (0, self.world_size):
             raise ValueError("worldSize is for CPU apps (numGPUs: 0); with GPUs it is numGPUs")
+        if self.gpu.allocation == "ResourceClaim" and self.num_gpus == 0:
+            raise ValueError("gpu.allocation ResourceClaim needs numGPUs > 0; remove gpu from CPU apps")
+        if "nvidia.com/gpu" in {*self.resources.requests, *self.resources.limits}:
+            raise ValueError("resources: GPUs are asked for with numGPUs; remove nvidia.com/gpu")
         if self.communication.backend == "NCCL" and self.num_gpus == 0:
             raise ValueError("communication.backend NCCL needs numGPUs > 0; use Gloo for CPU apps")
         return self
 
 
-class DistributedApp(_Model):
+class DistributedApp(ApiModel):
     """N ranks per replica behind invoke and stream endpoints."""
 
     api_version: Literal["drumline.dev/v1alpha1"]
@@ -242,20 +328,22 @@ class DistributedApp(_Model):
 # --- MachineType
 
 
-class MachineTypeSpec(_Model):
+class MachineTypeSpec(ApiModel):
     """Nodes of one kind."""
 
-    resource_name: str = Field(default="nvidia.com/gpu", description="extended resource of its GPUs")
+    resource_name: _Name = Field(default="nvidia.com/gpu", description="extended resource of its GPUs")
     gpus_per_node: int = Field(default=8, ge=0, le=64, description="GPUs of one node")
     node_selector: dict[str, str] = Field(default_factory=dict, description="labels of its nodes")
-    tolerations: list[_Free] = Field(default_factory=list, description="as in a pod")
-    runtime_class_name: str | None = Field(default=None, description="as in a pod")
-    shared_memory_size_per_gpu: _Quantity | int | None = Field(default=None, description="shared memory for each GPU")
-    env: list[EnvVar] = Field(default_factory=list, max_length=256, description="variables of every app on it")
-    aliases: list[str] = Field(default_factory=list, max_length=32, description="other names, e.g. GPU-H100")
+    tolerations: list[_Free] = Field(default_factory=list, max_length=32, description="as in a pod")
+    runtime_class_name: _Name | None = Field(default=None, description="as in a pod")
+    shared_memory_size_per_gpu: _Amount | None = Field(default=None, description="shared memory for each GPU")
+    env: _Env = Field(default_factory=list, description="variables of every app on it; the app's own win")
+    aliases: list[Annotated[str, Field(min_length=1, max_length=63)]] = Field(
+        default_factory=list, max_length=32, description="other names, e.g. GPU-H100"
+    )
 
 
-class MachineType(_Model):
+class MachineType(ApiModel):
     """A kind of machine that apps ask for by name."""
 
     api_version: Literal["drumline.dev/v1alpha1"]

@@ -1,4 +1,4 @@
-"""A rank in a fresh interpreter, where forking is not possible: ``python -m drumline.rank SETTINGS``."""
+"""A rank in a fresh interpreter, where forking is not possible: ``python -m drumline.rank DESCRIPTOR``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ class _Settings(msgspec.Struct):
     path: list[str]
 
 
-def main(text: str) -> None:
-    """Read the settings, import the worker's module, be the rank."""
-    settings = msgspec.json.decode(text, type=_Settings)
+def main(source: int) -> None:
+    """Read the settings from an inherited file, import the worker's module, be the rank."""
+    with open(source, "rb") as file:
+        file.seek(0)
+        settings = msgspec.json.decode(file.read(), type=_Settings)
     die_with(int(os.environ.pop("DRUMLINE_PARENT")))
     sys.path[:] = settings.path
     for descriptor in settings.fds:
@@ -31,4 +33,4 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(int(sys.argv[1]))

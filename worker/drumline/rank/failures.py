@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import traceback
 
@@ -22,36 +23,53 @@ _TRANSPORT = re.compile(r"gloo|nccl|distributed|transport|c10d|store", re.IGNORE
 
 
 def describe(error: BaseException) -> Failure:
-    """Return ``error`` as data; never raises, whatever ``error`` does in its ``__str__``."""
-    try:
-        message = str(error)
-    except Exception as second:
-        message = f"<{type(error).__name__} whose __str__ raised {type(second).__name__}>"
-    try:
-        trace = "".join(traceback.format_exception(error))
-    except Exception:
-        trace = ""
+    """Return ``error`` as data; never raises, whatever ``error`` and its class do when they are asked."""
+    message = _message(error)
     kind, detail = "worker", b""
     if isinstance(error, InvalidPayload):
-        kind, detail = "invalid", msgspec.json.encode(error.detail)
+        kind, detail = "invalid", _detail(error, message)
     elif isinstance(error, EncodingError):
         kind = "encoding"
     elif is_peer_gone(error, message):
         kind = "peer"
-    name = type(error).__qualname__
-    module = type(error).__module__
-    return Failure(
-        name if module == "builtins" else f"{module}.{name}",
-        clean(message[:_LONGEST_MESSAGE]),
-        clean(trace[-_LONGEST_TRACEBACK:]),
-        detail,
-        kind,
-    )
+    return Failure(_type_name(error), message, _trace(error), detail, kind)
 
 
-def clean(text: str) -> str:
-    """Replace lone surrogates, which no encoder takes."""
-    return text.encode("utf-8", "replace").decode()
+def _message(error: BaseException) -> str:
+    try:
+        return clean(str(error), _LONGEST_MESSAGE)
+    except BaseException as second:
+        return f"<{_type_name(error)} whose __str__ raised {type(second).__name__}>"
+
+
+def _trace(error: BaseException) -> str:
+    try:
+        lines = traceback.format_exception(error)
+    except BaseException:
+        try:  # its text is to blame, or a chain too long; where it was raised is known all the same
+            lines = [*traceback.format_tb(error.__traceback__), f"{_type_name(error)}: {_message(error)}"]
+        except BaseException:
+            return ""
+    return clean("".join(lines)[-_LONGEST_TRACEBACK:], _LONGEST_TRACEBACK)
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    name = type.__getattribute__(kind, "__qualname__")
+    module = type.__getattribute__(kind, "__module__")
+    return clean(name if module == "builtins" or type(module) is not str else f"{module}.{name}", _LONGEST_MESSAGE)
+
+
+def _detail(error: InvalidPayload, message: str) -> bytes:
+    with contextlib.suppress(BaseException):  # user code may raise this class with anything in it
+        if type(error.detail) is list and all(type(item) is dict for item in error.detail):
+            return msgspec.json.encode(error.detail, enc_hook=str)
+    return msgspec.json.encode(InvalidPayload(message).detail)
+
+
+def clean(text: str, limit: int) -> str:
+    """Return the first ``limit`` characters as a plain str without lone surrogates, which no encoder takes."""
+    return str.__str__(text)[:limit].encode("utf-8", "replace").decode()
 
 
 def is_peer_gone(error: BaseException, message: str) -> bool:

@@ -85,11 +85,13 @@ class LocalLink:
                     os.close(descriptor)
 
     def _send_all(self, frame: bytes, fds: list[int]) -> None:
+        piece = framing.PIECE
         if fds:
-            sent = socket.send_fds(self._socket, [frame], fds)
+            sent = socket.send_fds(self._socket, [frame[:piece]], fds)
             frame = frame[sent:]
-        if frame:
-            self._socket.sendall(frame)
+        while frame:
+            sent = self._socket.send(frame[:piece])
+            frame = frame[sent:]
 
     def close(self) -> None:
         """See :class:`Link`."""

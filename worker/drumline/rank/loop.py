@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from drumline import codec, protocol
-from drumline.errors import InvalidPayload, RequestCancelled
+from drumline.errors import EncodingError, InvalidPayload, RequestCancelled
 from drumline.page import Page
 from drumline.rank.failures import describe
 from drumline.rank.gate import Gate
@@ -30,6 +32,8 @@ class RankLoop:
         self._gate = Gate(page, rank)
         self._updates = Updates(link)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._forked = False
+        os.register_at_fork(after_in_child=self._in_child)
         self._worker: DistributedWorker
         self._bind: Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -132,9 +136,11 @@ class RankLoop:
                 answer = protocol.Returned(sequence, 0)
             failed = False
         except RequestCancelled as error:
-            answer = protocol.Stopped(sequence, 0, error.step if error.step is not None else self._gate.step)
+            answer = protocol.Stopped(sequence, 0, _step_of(error, self._gate.step))
         except BaseException as error:  # user code may raise anything, SystemExit included
             answer = protocol.Raised(sequence, 0, describe(error))
+        if self._forked:
+            os._exit(0)
         self._gate.end(failed=failed)
         worker.request = _IDLE
         if failed:
@@ -143,7 +149,22 @@ class RankLoop:
         count = self._collectives() - before
         if count:
             answer = _with_collectives(answer, count)
-        self._link.send(protocol.encode(answer), out)
+        try:
+            self._link.send(protocol.encode(answer), out)
+        except (OSError, MemoryError) as error:
+            if isinstance(error, ConnectionError) or not out:
+                raise
+            failure = describe(EncodingError(f"there is no memory to carry the result in: {error}"))
+            self._link.send(protocol.encode(protocol.Raised(sequence, count, failure)))
+
+    def _in_child(self) -> None:
+        """In a process that user code has forked: it must never speak for the rank."""
+
+        def refuse(*_: Any) -> NoReturn:
+            raise RuntimeError("this process was forked by a rank; only the rank itself can talk to the runner")
+
+        self._forked = True
+        self._link.send = refuse  # type: ignore[assignment,method-assign]
 
     def _teardown(self) -> None:
         failure = None
@@ -167,10 +188,13 @@ def _with_collectives(answer: Any, count: int) -> protocol.RankMessage:
     return replaced
 
 
+def _step_of(error: RequestCancelled, reached: int) -> int:
+    step = error.step
+    return step if type(step) is int and 0 <= step < 1 << 32 else reached  # user code may raise it with anything
+
+
 def _flush() -> None:
     # Before the answer, so that the runner knows which request a line belongs to.
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        return  # user code may have replaced or closed them
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # user code may have replaced or closed them
+            stream.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import faulthandler
 import inspect
 import logging
@@ -22,6 +24,7 @@ from drumline.rank.loop import RankLoop
 from drumline.signature import request_model
 from drumline.worker import DistributedWorker
 
+_IOLBF = 1  # line buffered, on glibc, musl and macOS
 #: Exit code of a rank whose ``setup()`` raised; the exception itself has been sent.
 EXIT_SETUP_FAILED = 3
 
@@ -40,10 +43,8 @@ def run_rank(config: RankConfig, fds: list[int], worker_class: type) -> None:
     finally:
         # No interpreter shutdown: destructors of half a machine learning stack may hang or crash; the GPU is freed anyway.
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with contextlib.suppress(Exception):  # user code may have replaced or closed them
                 stream.flush()
-            except (OSError, ValueError):
-                continue
         os._exit(code)
 
 
@@ -107,7 +108,16 @@ def _prepare(output: int, stacks: int) -> None:
     os.set_inheritable(stacks, False)
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     faulthandler.enable(file=2)
+    _line_buffer_c_stdout()
     _configure_logging()
+
+
+def _line_buffer_c_stdout() -> None:
+    """Libraries in C print through stdio, which would keep lines for a pipe until there are 4096 bytes of them."""
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError, ValueError):
+        stdout = ctypes.c_void_p.in_dll(libc, "__stdoutp" if sys.platform == "darwin" else "stdout")
+        libc.setvbuf(stdout, None, _IOLBF, ctypes.c_size_t(0))
 
 
 def _configure_logging() -> None:
@@ -117,6 +127,7 @@ def _configure_logging() -> None:
     root.handlers[:] = [rank_handler()]
     if root.level in (logging.NOTSET, logging.WARNING):
         root.setLevel(logging.INFO)
+    logging.getLogger("drumline.worker").setLevel(logging.DEBUG)  # rank_print(debug=True): the runner's level decides
     logging.captureWarnings(False)
 
 

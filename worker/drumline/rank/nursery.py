@@ -22,6 +22,7 @@ import msgspec
 
 from drumline import descriptors, framing
 from drumline import nursery_protocol as wire
+from drumline.page import create_file
 from drumline.rank.failures import describe
 from drumline.rank.parent import die_with, watched
 
@@ -165,14 +166,20 @@ class Nursery:
             os._exit(1)
 
     def _execute(self, config: wire.RankConfig, fds: list[int]) -> int:
-        for descriptor in fds:
-            os.set_inheritable(descriptor, True)
-        settings = msgspec.json.encode({"config": config, "fds": fds, "path": sys.path}).decode()
-        return os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-m", "drumline.rank", settings],
-            os.environ | {"DRUMLINE_PARENT": str(os.getpid())},
-        )
+        text = msgspec.json.encode({"config": config, "fds": fds, "path": sys.path})
+        # In a file without a name: everybody on this machine may read a command line, and these hold a secret key.
+        settings = create_file("settings", len(text))
+        try:
+            os.pwrite(settings, text, 0)
+            for descriptor in (settings, *fds):
+                os.set_inheritable(descriptor, True)
+            return os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-m", "drumline.rank", str(settings)],
+                os.environ | {"DRUMLINE_PARENT": str(os.getpid())},
+            )
+        finally:
+            os.close(settings)
 
     def _signal(self, request: wire.Signal) -> None:
         for pid, (incarnation, _) in list(self._ranks.items()):

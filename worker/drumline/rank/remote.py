@@ -1,6 +1,7 @@
 """The rank's end of a remote channel: ZeroMQ with CURVE, connected once and never again.
 
-A lost connection is the rank's end, as with an inherited socket: messages would be missing.
+A lost connection is the rank's end, as with an inherited socket: messages would be missing. Unlike there, ``send`` only
+hands a message to a thread of ZeroMQ's, so that what a rank sent in the last moment before it was killed may be lost.
 """
 
 from __future__ import annotations

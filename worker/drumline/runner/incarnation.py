@@ -123,6 +123,7 @@ class Incarnation:
         output = self.ranks[rank].output
         if output is not None:
             output.drain()
+            output.finish_line()
 
     def set_request_id(self, request_id: str) -> None:
         """Tag the ranks' output with ``request_id`` from here on."""

@@ -54,6 +54,10 @@ class Output:
                 return
             self._log(self._lines.feed(data))
 
+    def finish_line(self) -> None:
+        """Log what has no line end yet: the request is over, and the rest of the line would be another one's."""
+        self._log(self._lines.flush())
+
     def _log(self, lines: list[bytes]) -> None:
         for line in lines:
             log_rank_line(line, rank=self.rank, request_id=self.request_id)

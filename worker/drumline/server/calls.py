@@ -39,8 +39,6 @@ PASSED_HEADERS = frozenset(
         b"x-request-id",
     }
 )
-#: A disconnect is looked for once a request has run this long; most have an answer before that.
-_WATCH_AFTER = 0.05
 
 
 class Calls:
@@ -110,26 +108,30 @@ class Calls:
 class _Watch:
     """Cancels a ticket when its client goes away before the answer."""
 
-    __slots__ = ("_exchange", "_task", "_ticket", "_timer")
+    __slots__ = ("_connection", "_task", "_ticket")
 
     def __init__(self, exchange: Exchange, ticket: Ticket) -> None:
-        self._exchange = exchange
         self._ticket = ticket
+        self._connection = exchange.connection
         self._task: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER, self._begin)
+        if self._connection is not None:
+            self._connection.on_lost = self._gone
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._wait(exchange))
 
-    def _begin(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._wait())
-
-    async def _wait(self) -> None:
-        while (await self._exchange.receive())["type"] != "http.disconnect":
-            pass
+    def _gone(self) -> None:
         self._ticket.cancel("the client went away")
+
+    async def _wait(self, exchange: Exchange) -> None:
+        while (await exchange.receive())["type"] != "http.disconnect":
+            pass
+        self._gone()
 
     def stop(self) -> None:
         """Watch no more."""
-        self._timer.cancel()
-        if self._task is not None:
+        if self._connection is not None:
+            self._connection.on_lost = None
+        elif self._task is not None:
             self._task.cancel()
 
 

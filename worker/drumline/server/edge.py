@@ -53,7 +53,8 @@ class Edge:
         self._open: set[Exchange] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        service.observers.append(_Tickets())
+        if self._calls is None:
+            service.observers.append(_Tickets())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""

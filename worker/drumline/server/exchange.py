@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -30,7 +33,10 @@ class ClientGoneError(Exception):
 
 
 class Transport(Protocol):
-    """What a connection tells its exchange (see ``connections``); absent under other ASGI servers."""
+    """What a connection does for its exchange (see ``connections``); absent under other ASGI servers."""
+
+    on_lost: Callable[[], None] | None
+    """Called when the client is gone."""
 
     @property
     def body_complete(self) -> bool:
@@ -38,6 +44,9 @@ class Transport(Protocol):
 
     def abort(self) -> None:
         """Cut the connection, with whatever is still unsent."""
+
+    def one_write(self) -> AbstractContextManager[None]:
+        """Join what is sent meanwhile into one write."""
 
 
 class Exchange:
@@ -57,12 +66,12 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection",
         "_receive",
         "_send",
         "began",
         "caller",
         "complete",
+        "connection",
         "failure",
         "headers",
         "is_call",
@@ -84,7 +93,7 @@ class Exchange:
         self.scope = scope
         self._receive = receive
         self._send = send
-        self._connection: Transport | None = scope.get(CONNECTION_KEY)
+        self.connection: Transport | None = scope.get(CONNECTION_KEY)
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = limits.request_id(self.headers.get(b"x-request-id"), self.headers.get(b"x-fal-request-id"))
         self.method: str = scope["method"]
@@ -112,7 +121,7 @@ class Exchange:
     @property
     def body_complete(self) -> bool:
         """The whole body is known to have arrived."""
-        return self._connection is not None and self._connection.body_complete
+        return self.connection is not None and self.connection.body_complete
 
     async def receive(self) -> Message:
         """Return the next ASGI message of the request."""
@@ -158,8 +167,9 @@ class Exchange:
         self.status = status
         self.sent_bytes = len(body)
         headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-request-id", self.request_id.encode())]
-        await self._deliver({"type": "http.response.start", "status": status, "headers": headers})
-        await self._deliver({"type": "http.response.body", "body": body})
+        with self.connection.one_write() if self.connection is not None else contextlib.nullcontext():
+            await self._deliver({"type": "http.response.start", "status": status, "headers": headers})
+            await self._deliver({"type": "http.response.body", "body": body})
 
     async def problem(self, problem: Problem) -> None:
         """Send a problem as the whole response."""
@@ -191,8 +201,8 @@ class Exchange:
 
     def abort(self) -> None:
         """Cut the connection, with whatever is still unsent."""
-        if self._connection is not None:
-            self._connection.abort()
+        if self.connection is not None:
+            self.connection.abort()
 
     def add(self, ticket: Ticket) -> None:
         """Count the waits of a ticket that is over."""
@@ -202,9 +212,12 @@ class Exchange:
             self.run_time = (self.run_time or 0.0) + ticket.run_time
 
     def log(self) -> None:
-        """Write the access line; never a payload."""
-        if not _access.isEnabledFor(logging.INFO):
-            return
+        """Write the access line, as soon as the answer is on its way; never a payload."""
+        if _access.isEnabledFor(logging.INFO):
+            # An event loop may collect what is written in one turn: the line must not hold up the answer.
+            asyncio.get_running_loop().call_soon(self._log, time.perf_counter() - self.began)
+
+    def _log(self, duration: float) -> None:
         fields = {
             "method": self.method,
             "path": self.path,
@@ -214,7 +227,7 @@ class Exchange:
             "caller": self.caller if self.caller.startswith("key-") else "anonymous",
             "queue_wait": _rounded(self.queue_wait),
             "run_time": _rounded(self.run_time),
-            "duration": _rounded(time.perf_counter() - self.began),
+            "duration": _rounded(duration),
             "bytes": self.sent_bytes,
         }
         _access.info("%s %s %d %s", self.method, self.path, self.status, self.outcome, extra=fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -145,11 +146,27 @@ class _Life:
             os._exit(128 + number)
 
     async def run(self, on_ready: Callable[[], None] | None) -> Ended:
-        board = self._service.board
         starting = asyncio.create_task(self._service.start())
+        try:
+            error = await self._up(starting, on_ready)
+        except BaseException:
+            # The caller gives up (a cancelled task): nothing may be left behind all the same.
+            self._force.set()
+            await self._outcome(starting)
+            await self._take_down()
+            raise
+        failed = await self._take_down()
+        error = error or failed
+        self._service.board.enter(Phase.STOPPED if error is None else Phase.FAILED)
+        return Ended(error, self._signal, self._force.is_set())
+
+    async def _up(self, starting: asyncio.Task[None], on_ready: Callable[[], None] | None) -> BaseException | None:
+        """From the start until nothing is in flight any more; returns why it could not start or go on."""
+        board = self._service.board
         await _first(starting, self._stop.wait())
         error = await self._outcome(starting)
         if error is None and not self._stop.is_set():
+            gc.freeze()  # what is loaded by now stays; a collection need not look at it while requests wait
             board.enter(Phase.READY)
             if on_ready is not None:
                 on_ready()
@@ -159,10 +176,7 @@ class _Life:
             board.fail(error)
         else:
             await self._drain()
-        failed = await self._take_down()
-        error = error or failed
-        board.enter(Phase.STOPPED if error is None else Phase.FAILED)
-        return Ended(error, self._signal, self._force.is_set())
+        return error
 
     async def _outcome(self, starting: asyncio.Task[None]) -> BaseException | None:
         """How the start ended; one that was interrupted by a stop is cancelled and waited for."""
@@ -187,15 +201,17 @@ class _Life:
 
     async def _drain(self) -> None:
         service, settings = self._service, self._settings
-        service.board.enter(Phase.LEAVING)
+        was_ready = service.board.phase is Phase.READY
+        service.board.enter(Phase.LEAVING if was_ready else Phase.DRAINING)
         if service.leave is not None:
             try:
                 service.leave()
             except Exception:
                 log.exception("handle_exit() failed")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(settings.drain_delay):
-                await self._force.wait()
+        if was_ready:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(settings.drain_delay):
+                    await self._force.wait()
         service.board.enter(Phase.DRAINING)
         await _first(self._let_finish(), self._force.wait())
 

@@ -179,7 +179,7 @@ class Board(Observer):
 
     async def wait(self, since: int, timeout: float) -> None:
         """Return when the version is not ``since`` (any more), after ``timeout`` seconds, or when all is over."""
-        if since == self.version and self.phase not in (Phase.DRAINING, Phase.STOPPED, Phase.FAILED):
+        if since == self.version and self.phase not in (Phase.STOPPED, Phase.FAILED):
             try:
                 async with asyncio.timeout(timeout):
                     await self._changed.wait()

@@ -95,7 +95,7 @@ class ChannelGroup:
         self.channel.close()
         for process in self.processes:
             process.kill()
-            await asyncio.to_thread(process.wait)
+            process.wait()
             for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
                 pipe.close()

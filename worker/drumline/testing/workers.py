@@ -223,7 +223,7 @@ class Talks(DistributedWorker):
 
 
 def talk(how: str, text: str, worker: DistributedWorker) -> None:
-    """Write ``text``: print, rank_print, warning, logging, traceback, descriptor, stdio (C's own), child or thread."""
+    """Write ``text`` in one of many ways; ``stdio`` is C's own, ``unfinished`` has no line end."""
     match how:
         case "print":
             print(text)  # noqa: T201
@@ -246,6 +246,13 @@ def talk(how: str, text: str, worker: DistributedWorker) -> None:
             ctypes.CDLL(None).puts(text.encode())
         case "child":
             subprocess.run(["/bin/echo", text], check=True)  # noqa: S603
+        case "unfinished":
+            print(text, end="")  # noqa: T201
+        case "debug":
+            worker.rank_print(text, debug=True)
+        case "segfault":
+            print(text)  # noqa: T201
+            fail("segfault")
         case "thread":
             thread = threading.Thread(target=print, args=(text,))
             thread.start()

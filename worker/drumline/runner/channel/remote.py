@@ -174,9 +174,11 @@ class RemoteChannel:
         frames = [zmq.Frame(frame, copy=True) for frame in multipart.cut(message, buffers)]
         for rank in ranks:
             peer = self._peers[rank]
+            if peer.closed:
+                continue
             if peer.connected:
                 self._transmit(peer, frames)
-            elif not peer.closed:
+            else:
                 self._keep(peer, frames)
         self._look_again()
 
@@ -192,8 +194,7 @@ class RemoteChannel:
                 break
             zmq.zmq_poll([(self._monitor, zmq.POLLIN), (self._router, zmq.POLLIN)], int(left * 1000) + 1)
             self._follow_connections()
-            while self._read_one():
-                continue
+            self._read_what_waits()
         self._look_again()
 
     def close(self) -> None:
@@ -250,6 +251,12 @@ class RemoteChannel:
             if not self._read_one():
                 return
         self._look_again()
+
+    def _read_what_waits(self) -> None:
+        # Peers have turns, so this many reads reach the end of what any of them had sent; more may go on arriving.
+        for _ in range(2 * _UNREAD_MESSAGES * len(self._peers)):
+            if not self._read_one():
+                return
 
     def _read_one(self) -> bool:
         if self._closed:
@@ -339,8 +346,7 @@ class RemoteChannel:
         self._note_connections()
         while self._ending:
             # A connection's end is told after its last message was handed over: read first, then tell.
-            while self._read_one():
-                continue
+            self._read_what_waits()
             ending, self._ending = self._ending, []
             for peer in ending:
                 self._end(peer)

@@ -1,0 +1,1 @@
+"""The Kubernetes operator of drumline: DistributedApps become pods, Services and what belongs to them."""

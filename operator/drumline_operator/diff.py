@@ -1,0 +1,72 @@
+"""The first difference between what is wanted and what is there, in words. PURE.
+
+Only what is wanted is compared: the API server adds defaults, and other field managers may own more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from drumline_operator import quantity
+from drumline_operator.manifests.names import INPUTS, RENDERED_BY, TEMPLATE
+
+_KEYS: Final = ("name", "mountPath", "containerPort", "port", "uid")
+_QUANTITIES: Final = {"limits", "requests", "sizeLimit"}
+_LONGEST: Final = 80
+#: What only follows from another change is named when there is no other.
+_FOLLOWS: Final = (*(f"annotations.{name}" for name in (INPUTS, RENDERED_BY, TEMPLATE)), "[DRUMLINE_REVISION].value")
+
+
+def first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """Return e.g. ``spec.template.spec.containers[worker].image: 'a:1' -> 'a:2'``, or None when all is as wanted."""
+    differences = [
+        (place, words)
+        for key in sorted(wanted, key=lambda key: (key != "spec", key))
+        if key not in {"apiVersion", "kind", "status"}
+        for place, words in _differences(wanted[key], found.get(key), key)
+    ]
+    causes = [words for place, words in differences if not place.endswith(_FOLLOWS)]
+    return next(iter([*causes, *(words for _, words in differences)]), None)
+
+
+def _differences(wanted: Any, found: Any, place: str) -> Iterator[tuple[str, str]]:
+    if not wanted and found is None:
+        return  # the API server leaves out what is empty
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        for key in sorted(wanted, key=lambda key: (key == "metadata", key)):
+            yield from _differences(wanted[key], found.get(key), f"{place}.{key}")
+    elif isinstance(wanted, list) and isinstance(found, list):
+        yield from _differences_of_lists(wanted, found, place)
+    elif not _same(wanted, found, place):
+        yield place, f"{place}: {_short(found)} -> {_short(wanted)}"
+
+
+def _same(wanted: Any, found: Any, place: str) -> bool:
+    if wanted == found:
+        return isinstance(wanted, bool) == isinstance(found, bool)
+    return bool(_QUANTITIES & set(place.split("."))) and quantity.same(wanted, found)
+
+
+def _differences_of_lists(wanted: Sequence[Any], found: Sequence[Any], place: str) -> Iterator[tuple[str, str]]:
+    key = next((key for key in _KEYS if all(isinstance(item, Mapping) and key in item for item in wanted)), None)
+    if key is None:
+        if len(wanted) != len(found):
+            yield place, f"{place}: {_short(found)} -> {_short(wanted)}"
+            return
+        for index, item in enumerate(wanted):
+            yield from _differences(item, found[index], f"{place}[{index}]")
+        return
+    there = {item.get(key): item for item in found if isinstance(item, Mapping)}
+    for item in wanted:
+        if item[key] in there:
+            yield from _differences(item, there[item[key]], f"{place}[{item[key]}]")
+        else:
+            yield f"{place}[{item[key]}]", f"{place}[{item[key]}]: missing"
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -1,0 +1,1 @@
+"""One builder per kind of child. PURE: an app in, a manifest out."""

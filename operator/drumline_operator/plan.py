@@ -1,0 +1,191 @@
+"""(app, what is observed, now) -> what to do. PURE: the same input gives the same plan; nothing to do gives ``()``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from drumline.api.v1alpha1 import DistributedApp
+from drumline.errors import ConfigurationError
+from drumline_operator import machine_types, reasons, status
+from drumline_operator.actions import Action, Apply, Delete, Event, RequeueAfter, SetStatus
+from drumline_operator.diff import first_difference
+from drumline_operator.machine_types import Machine, NoMachine
+from drumline_operator.manifests import deployment, networkpolicy, pdb, service
+from drumline_operator.manifests.context import Context
+from drumline_operator.manifests.names import API_VERSIONS
+from drumline_operator.observe import Observed
+from drumline_operator.settings import OperatorSettings
+from drumline_operator.troubles import Trouble
+
+#: Seconds until the garbage collector has taken away what an app of the same name left behind.
+_LEFTOVER: Final = 2.0
+_DEFAULTS: Final = OperatorSettings()
+
+
+def plan(
+    raw: Mapping[str, Any], observed: Observed, now: datetime, settings: OperatorSettings = _DEFAULTS
+) -> tuple[Action, ...]:
+    """Return what to do about one app, in order.
+
+    Args:
+        raw: the app as the API server has it.
+        observed: its children and surroundings.
+        now: the time, with its zone.
+        settings: the operator's own.
+    """
+    if raw["metadata"].get("deletionTimestamp"):
+        return ()  # its children are owned: the garbage collector removes them, also when no operator runs
+    try:
+        app = validated(raw, settings)
+        context, machine, blocked = _surroundings(raw, app, observed, settings)
+        children = () if blocked else tuple(_children(context, observed))
+    except ConfigurationError as error:
+        return tuple(_with_news(raw, refused(raw, Trouble(reasons.INVALID_SPEC, str(error)), now)))
+    except _NameTaken as taken:
+        return tuple(_with_news(raw, refused(raw, Trouble(reasons.NAME_TAKEN, str(taken)), now)))
+    written = status.app_status(raw, context, observed, machine, now, blocked=blocked)
+    return (
+        *children,
+        *_broken_pods(context, observed),
+        *_with_news(raw, written),
+        *_look_again(context, observed, settings, children, blocked),
+    )
+
+
+def refused(raw: Mapping[str, Any], trouble: Trouble, now: datetime) -> dict[str, Any]:
+    """Return the status that says why nothing is done."""
+    cured = Trouble(trouble.reason, f"{trouble.message} ({reasons.CURES[trouble.reason]})")
+    return status.refused_status(raw, cured, now)
+
+
+def validated(raw: Mapping[str, Any], settings: OperatorSettings) -> DistributedApp:
+    """Return the app.
+
+    Raises:
+        ConfigurationError: its spec is wrong; the message names the field and the cure.
+    """
+    document = {key: raw[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in raw}
+    try:
+        app = DistributedApp.model_validate(document, by_name=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+    if app.spec.image is None and app.spec.source is None:
+        raise ConfigurationError("spec.image is missing; set spec.image, spec.source, or both")
+    if app.spec.image is None and not settings.worker_image:
+        raise ConfigurationError("spec.image is missing, and this operator has no image for sources; set spec.image")
+    return app
+
+
+def _surroundings(
+    raw: Mapping[str, Any], app: DistributedApp, observed: Observed, settings: OperatorSettings
+) -> tuple[Context, Machine | None, Trouble | None]:
+    machine = machine_types.resolve(app.spec, observed.machine_types, observed.nodes)
+    named = app.spec.source.config_map if app.spec.source else None
+    source = observed.source
+    blocked = None
+    if isinstance(machine, NoMachine):
+        blocked, machine = Trouble(reasons.NO_MACHINE, machine.message), None
+    elif named is not None and (source is None or not source.exists):
+        blocked = Trouble(reasons.CONFIG_MAP_NOT_FOUND, f"there is no ConfigMap {named.name}")
+    context = Context(
+        app=app,
+        uid=raw["metadata"].get("uid", ""),
+        settings=settings,
+        machine=machine.spec if machine else None,
+        source_digest=source.digest if source and named else "",
+    )
+    return context, machine, blocked
+
+
+class _NameTaken(Exception):
+    """A child's name belongs to somebody else."""
+
+
+def _children(context: Context, observed: Observed) -> Iterator[Action]:
+    built = {
+        "Service": service.build(context),
+        "NetworkPolicy": networkpolicy.build(context),
+        "PodDisruptionBudget": pdb.build(context),
+        "Deployment": deployment.build(context, observed.children.get("Deployment")),
+    }
+    for kind in API_VERSIONS:
+        wanted, found = built[kind], observed.children.get(kind)
+        owned = found is not None and _owner(found).get("uid") == context.uid
+        if found is not None and not owned and wanted is not None:
+            if _leftover(found, context.name):
+                yield RequeueAfter(_LEFTOVER)
+                continue
+            raise _NameTaken(f"a {kind} {context.name} exists already and is not this app's")
+        if found is not None and found["metadata"].get("deletionTimestamp"):
+            yield RequeueAfter(_LEFTOVER)
+        elif wanted is None and found is not None and owned:
+            yield Delete(kind, context.name, found["metadata"].get("uid", ""), f"{kind} is not wanted any more")
+            yield Event("Normal", "Deleted", f"{kind} is not wanted any more")
+        elif wanted is not None and found is None:
+            yield Apply(wanted, f"{kind} made")
+            yield Event("Normal", "Created", f"{kind} made")
+        elif wanted is not None and found is not None and (words := first_difference(wanted, found)):
+            yield Apply(wanted, f"{kind}: {words}")
+            yield Event("Normal", "Updated", f"{kind}: {words}")
+
+
+def _owner(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    owners = found["metadata"].get("ownerReferences") or ()
+    return next((owner for owner in owners if owner.get("controller")), {})
+
+
+def _leftover(found: Mapping[str, Any], name: str) -> bool:
+    """Whether it belonged to an app of this name that was deleted, and will go away by itself."""
+    owner = _owner(found)
+    return bool(found["metadata"].get("deletionTimestamp")) or (
+        owner.get("kind") == "DistributedApp" and owner.get("name") == name
+    )
+
+
+def _broken_pods(context: Context, observed: Observed) -> Iterator[Action]:
+    """With RecreatePod, a pod whose container ended is replaced; the kubelet's back-off bounds how often."""
+    if context.app.spec.failure_policy.type != "RecreatePod":
+        return
+    for pod in observed.pods:
+        if not pod.deleting and pod.worker is not None and pod.worker.waiting == "CrashLoopBackOff":
+            yield Delete("Pod", pod.name, pod.uid, f"{pod.name} is replaced: its worker container ended")
+            yield Event("Warning", "PodReplaced", f"{pod.name} is replaced: its worker container ended")
+
+
+def _with_news(raw: Mapping[str, Any], written: dict[str, Any]) -> Iterator[Action]:
+    """The status, when it is another one, and an event when the verdict on Ready is."""
+    before = raw.get("status") or {}
+    if before == written:
+        return
+    old, new = _ready(before), _ready(written)
+    if (old.get("status"), old.get("reason")) != (new["status"], new["reason"]):
+        yield Event("Warning" if new["reason"] in reasons.CURES else "Normal", new["reason"], new["message"])
+    yield SetStatus(written)
+
+
+def _ready(written: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((each for each in written.get("conditions") or () if each.get("type") == "Ready"), {})
+
+
+def _look_again(
+    context: Context,
+    observed: Observed,
+    settings: OperatorSettings,
+    children: tuple[Action, ...],
+    blocked: Trouble | None,
+) -> Iterator[Action]:
+    """Ranks get ready, and fail, without a word from the API server; and nobody watches users' ConfigMaps."""
+    if blocked is not None and blocked.reason == reasons.CONFIG_MAP_NOT_FOUND:
+        yield RequeueAfter(settings.progress_interval)
+        return
+    if any(isinstance(each, RequeueAfter) for each in children):
+        return
+    pods = status.count(context, observed).pods
+    if any(pod.worker is not None and pod.worker.running and not pod.ready for pod in pods):
+        yield RequeueAfter(settings.progress_interval)

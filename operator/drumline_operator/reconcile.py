@@ -1,0 +1,149 @@
+"""One key, once: observe -> plan -> execute. The only place where plans become calls."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from drumline.contract import DEFAULT_PORT
+from drumline_operator import reasons
+from drumline_operator.actions import Action, Apply, Delete, Event, RequeueAfter, SetStatus
+from drumline_operator.cluster import Cluster, ClusterError, Forbidden, Raw, Refused
+from drumline_operator.machine_status import machine_status
+from drumline_operator.manifests import labels
+from drumline_operator.manifests.names import API_VERSIONS
+from drumline_operator.observe import NodeView, Observed, SourceView, node_view, pod_views, runner_view
+from drumline_operator.plan import plan, refused
+from drumline_operator.settings import OperatorSettings
+from drumline_operator.troubles import Trouble
+
+log = logging.getLogger(__name__)
+#: Keys of MachineTypes, which have no namespace.
+MACHINE_TYPE_PREFIX: Final = "machinetype:"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a reconcile came to. ``again``: seconds until it is wanted again; ``gone``: the object is no more."""
+
+    again: float | None = None
+    gone: bool = False
+    actions: int = 0
+
+
+async def reconcile(key: str, cluster: Cluster, clock: Callable[[], datetime], settings: OperatorSettings) -> Outcome:
+    """Bring one app (``namespace/name``) or MachineType (``machinetype:name``) nearer to what is wanted.
+
+    Raises:
+        ClusterError: something could not be read or done; the next run starts from what is then there.
+    """
+    if key.startswith(MACHINE_TYPE_PREFIX):
+        return await _machine_type(key.removeprefix(MACHINE_TYPE_PREFIX), cluster, clock)
+    namespace, _, name = key.partition("/")
+    raw = await cluster.get("DistributedApp", namespace, name)
+    if raw is None:
+        return Outcome(gone=True)
+    observed = await observe(raw, cluster)
+    actions = plan(raw, observed, clock(), settings)
+    try:
+        again = await execute(raw, actions, cluster)
+    except Refused as error:
+        trouble = Trouble(reasons.REFUSED, str(error))
+        status = refused(raw, trouble, clock())
+        if status != raw.get("status"):
+            await cluster.set_status(raw, status)
+            await _tell(cluster, raw, Event("Warning", trouble.reason, trouble.message))
+        raise
+    return Outcome(again=again, actions=len(actions))
+
+
+async def observe(raw: Raw, cluster: Cluster) -> Observed:
+    """Read everything that the plan for ``raw`` depends on."""
+    namespace, name = raw["metadata"]["namespace"], raw["metadata"]["name"]
+    spec = raw.get("spec") or {}
+    children = {kind: found for kind in API_VERSIONS if (found := await cluster.get(kind, namespace, name)) is not None}
+    pods = await cluster.list("Pod", namespace, labels.text(labels.selector(name)))
+    views = pod_views(pods)
+    machine_types: Sequence[Raw] = ()
+    nodes: tuple[NodeView, ...] | None = None
+    if spec.get("machineType"):
+        machine_types = await cluster.list("MachineType", None)
+        nodes = await _nodes(cluster)
+    port = int((spec.get("serving") or {}).get("port") or DEFAULT_PORT)
+    by_name = {pod["metadata"]["name"]: pod for pod in pods}
+    asked = [view.name for view in views if view.ip and view.worker is not None and view.worker.running]
+    answers = await asyncio.gather(*(cluster.runner_status(by_name[each], port) for each in asked))
+    runners = {
+        each: view
+        for each, body in zip(asked, answers, strict=True)
+        if body and (view := runner_view(body)) is not None
+    }
+    source = await _source(cluster, namespace, spec)
+    return Observed(children, views, tuple(machine_types), nodes, source, runners)
+
+
+async def execute(raw: Raw, actions: Sequence[Action], cluster: Cluster) -> float | None:
+    """Perform ``actions`` in order; return the seconds after which to look again.
+
+    Raises:
+        ClusterError: the first action that failed; those after it are not tried.
+    """
+    again: list[float] = []
+    for action in actions:
+        match action:
+            case Apply(manifest, reason):
+                log.info("%s: %s", raw["metadata"]["name"], reason)
+                await cluster.apply(manifest)
+            case Delete(kind, name, uid, reason):
+                log.info("%s: %s", raw["metadata"]["name"], reason)
+                await cluster.delete(kind, raw["metadata"]["namespace"], name, uid)
+            case SetStatus(status):
+                await cluster.set_status(raw, status)
+            case RequeueAfter(seconds):
+                again.append(seconds)
+            case Event():
+                await _tell(cluster, raw, action)
+    return min(again, default=None)
+
+
+async def _tell(cluster: Cluster, raw: Raw, event: Event) -> None:
+    """Events are for people: one that is lost stops nothing."""
+    try:
+        await cluster.event(raw, event.type, event.reason, event.message)
+    except ClusterError as error:
+        log.warning("%s: event %s is lost: %s", raw["metadata"]["name"], event.reason, error)
+
+
+async def _nodes(cluster: Cluster) -> tuple[NodeView, ...] | None:
+    try:
+        return tuple(map(node_view, await cluster.list("Node", None)))
+    except Forbidden:
+        return None
+
+
+async def _source(cluster: Cluster, namespace: str, spec: Any) -> SourceView | None:
+    name = ((spec.get("source") or {}).get("configMap") or {}).get("name")
+    if not name:
+        return None
+    found = await cluster.get("ConfigMap", namespace, name)
+    if found is None:
+        return SourceView(exists=False)
+    content = json.dumps([found.get("data") or {}, found.get("binaryData") or {}], sort_keys=True)
+    return SourceView(exists=True, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
+
+
+async def _machine_type(name: str, cluster: Cluster, clock: Callable[[], datetime]) -> Outcome:
+    raw = await cluster.get("MachineType", None, name)
+    if raw is None:
+        return Outcome(gone=True)
+    status = machine_status(raw, await _nodes(cluster), clock())
+    if status == raw.get("status"):
+        return Outcome()
+    await cluster.set_status(raw, status)
+    return Outcome(actions=1)

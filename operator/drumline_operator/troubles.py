@@ -1,0 +1,168 @@
+"""What keeps an app's pods from serving: a pod's state -> one reason, with the words of whoever knows best. PURE."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from drumline_operator import reasons
+from drumline_operator.machine_types import Machine
+from drumline_operator.observe import ContainerView, Ended, PodView, RunnerView
+
+_PULL: Final = {
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+}
+_CONFIG: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+#: What drumline says about a workerClass that it cannot load; Python's own words begin with a capital letter.
+_CLASS: Final = re.compile(
+    r"has no class|no module named|is not a subclass of drumline|ConfigurationError: cannot import"
+)
+_BY_ERROR: Final = {
+    "ConfigurationError": reasons.CONFIG_ERROR,
+    "SetupFailed": reasons.SETUP_FAILED,
+    "RankLost": reasons.RANK_FAILED,
+    "WorkerError": reasons.RANK_FAILED,
+    "RankHung": reasons.RANK_HUNG,
+}
+#: Which condition a reason belongs to; every other one is about the ranks.
+_CONDITION: Final = {
+    **dict.fromkeys(
+        [reasons.INSUFFICIENT_GPUS, reasons.UNSCHEDULABLE, reasons.NO_MACHINE, reasons.QUOTA_EXCEEDED], "Scheduled"
+    ),
+    reasons.PODS_REFUSED: "Scheduled",
+    **dict.fromkeys([reasons.GIT_FETCH_FAILED, reasons.IMAGE_PULL_FAILED, reasons.CLASS_NOT_FOUND], "SourceReady"),
+    reasons.CONFIG_MAP_NOT_FOUND: "SourceReady",
+}
+_WAITING: Final = {reasons.STARTING, reasons.LOADING_MODEL}
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why something is not ready. ``waiting``: nothing is wrong, it takes time."""
+
+    reason: str
+    message: str
+
+    @property
+    def condition(self) -> str:
+        """The condition that this is about."""
+        return _CONDITION.get(self.reason, "RanksReady")
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it passes by itself."""
+        return self.reason in _WAITING
+
+
+def worst(
+    pods: Sequence[PodView], runners: Mapping[str, RunnerView], machine: Machine | None, resource: str
+) -> Trouble | None:
+    """Return the trouble to show: the first of a pod that is not ready, real trouble before waiting."""
+    found = [
+        trouble
+        for pod in pods
+        if not pod.ready and not pod.deleting
+        if (trouble := of_pod(pod, runners.get(pod.name), machine, resource))
+    ]
+    return min(found, key=lambda trouble: trouble.waiting, default=None)
+
+
+def of_pod(pod: PodView, runner: RunnerView | None, machine: Machine | None, resource: str) -> Trouble | None:
+    """Return why ``pod`` is not ready."""
+    if pod.unschedulable:
+        return _unscheduled(pod, machine, resource)
+    if pod.phase == "Failed":
+        reason = reasons.EVICTED if pod.reason == "Evicted" else reasons.WORKER_EXITED
+        return Trouble(reason, f"{pod.name}: {pod.message or pod.reason or 'the pod failed'}")
+    for container in (pod.source, pod.worker):
+        if container is not None and (trouble := _of_waiting(pod, container)):
+            return trouble
+    if pod.source is not None and not pod.source.ready and (end := pod.source.failure):
+        return Trouble(reasons.GIT_FETCH_FAILED, f"{pod.name}: {end.message or f'git ended with {end.exit_code}'}")
+    if pod.worker is not None and (end := pod.worker.failure):
+        return _of_end(pod, pod.worker, end)
+    return _loading(pod, runner)
+
+
+def _unscheduled(pod: PodView, machine: Machine | None, resource: str) -> Trouble:
+    if machine is not None and machine.warning:
+        reason = reasons.NO_MACHINE if " has 0 nodes" in machine.warning else reasons.INSUFFICIENT_GPUS
+        return Trouble(reason, f"{machine.warning}; the scheduler says: {pod.unschedulable}")
+    short = f"Insufficient {resource}" in pod.unschedulable
+    return Trouble(reasons.INSUFFICIENT_GPUS if short else reasons.UNSCHEDULABLE, f"{pod.name}: {pod.unschedulable}")
+
+
+def _of_waiting(pod: PodView, container: ContainerView) -> Trouble | None:
+    if container.waiting in _PULL:
+        return Trouble(reasons.IMAGE_PULL_FAILED, f"{pod.name}: {container.waiting_message or container.waiting}")
+    if container.waiting in _CONFIG:
+        return Trouble(reasons.CONFIG_ERROR, f"{pod.name}: {container.waiting_message or container.waiting}")
+    return None
+
+
+def _of_end(pod: PodView, worker: ContainerView, end: Ended) -> Trouble:
+    said = end.message.splitlines()[0] if end.message else ""
+    words = f"{pod.name}: {said or how(end)}"
+    if end.reason == "OOMKilled":
+        return Trouble(reasons.OUT_OF_MEMORY, f"{pod.name}: the worker container used more memory than its limit")
+    if _CLASS.search(said):
+        return Trouble(reasons.CLASS_NOT_FOUND, words)
+    if reason := _BY_ERROR.get(said.partition(":")[0]):
+        return Trouble(reason, words)
+    if worker.waiting == "CrashLoopBackOff":
+        return Trouble(reasons.CRASH_LOOP, f"{words} ({worker.restarts} restarts)")
+    return Trouble(reasons.WORKER_EXITED, words)
+
+
+def _loading(pod: PodView, runner: RunnerView | None) -> Trouble:
+    if runner is None:
+        waiting = pod.worker.waiting if pod.worker else ""
+        return Trouble(reasons.STARTING, f"{pod.name}: {waiting or 'the container starts'}")
+    progress = f"{pod.name}: {runner.ready_ranks} of {runner.world_size} ranks are ready"
+    if runner.failure and runner.state in {"restarting", "failed"}:
+        hung = runner.failure.get("reason") == "RankHung"
+        return Trouble(
+            reasons.RANK_HUNG if hung else reasons.RANK_FAILED,
+            f"{progress}; {runner.failure.get('message') or runner.failure.get('reason')}",
+        )
+    return Trouble(reasons.LOADING_MODEL, progress)
+
+
+def of_deployment(raw: Mapping[str, Any]) -> Trouble | None:
+    """Return why the Deployment cannot make pods at all."""
+    for each in (raw.get("status") or {}).get("conditions") or ():
+        if each.get("type") == "ReplicaFailure" and each.get("status") == "True":
+            message = each.get("message") or each.get("reason") or "pods cannot be made"
+            quota = "exceeded quota" in message
+            return Trouble(reasons.QUOTA_EXCEEDED if quota else reasons.PODS_REFUSED, message)
+    return None
+
+
+def how(end: Ended) -> str:
+    """Return how a container ended, in words."""
+    if name := signal_name(end):
+        return f"the worker container was ended by {name}"
+    return f"the worker container exited with {end.exit_code}"
+
+
+def signal_name(end: Ended) -> str | None:
+    """Return the name of the signal that ended a container, also where only the exit code tells it."""
+    number = end.signal or (end.exit_code - 128 if end.exit_code > 128 else 0)
+    return name_of_signal(number)
+
+
+def name_of_signal(number: int | None) -> str | None:
+    """Return e.g. SIGKILL for 9."""
+    try:
+        return signal.Signals(number).name if number else None
+    except ValueError:
+        return None

@@ -1,0 +1,170 @@
+"""The CRDs and the operator against a real API server: what it accepts, refuses, defaults and prunes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import runpy
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes.aio.client import Configuration
+
+from drumline_operator.cluster import ClusterError, Conflict, Refused, Unavailable
+from drumline_operator.crd import custom_resource_definitions
+from drumline_operator.kube import RESOURCES, KubeCluster, Resource
+from drumline_operator.manifests.names import API_VERSIONS
+from drumline_operator.reconcile import Outcome, reconcile
+from drumline_operator.settings import OperatorSettings
+
+pytestmark = pytest.mark.timeout(90)
+SAMPLES = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "test_operator_crd.py"))
+GOOD, BAD, CROSS_FIELD, sample = (SAMPLES[name] for name in ("GOOD", "BAD", "CROSS_FIELD", "app"))
+SETTINGS = OperatorSettings(worker_image="base:1")
+CRD = Resource("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False)
+
+
+@pytest.fixture
+async def cluster(api_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KubeCluster]:
+    url, token = api_server
+    configuration = Configuration(host=url)
+    configuration.verify_ssl = False
+    configuration.api_key = {"BearerToken": f"Bearer {token}"}
+    monkeypatch.setitem(RESOURCES, "CustomResourceDefinition", CRD)
+    async with KubeCluster(configuration) as found, asyncio.timeout(60):
+        while not await established(found):  # noqa: ASYNC110 - nothing announces that an API server has come up
+            await asyncio.sleep(0.2)
+        yield found
+
+
+async def established(cluster: KubeCluster) -> bool:
+    try:
+        for text in custom_resource_definitions().values():
+            document = yaml.safe_load(text)
+            await cluster.apply(document)
+            live = await cluster.get("CustomResourceDefinition", None, document["metadata"]["name"])
+            conditions = {each["type"]: each for each in (live or {}).get("status", {}).get("conditions") or ()}
+            if conditions.get("Established", {}).get("status") != "True":
+                return False
+            assert "NonStructuralSchema" not in conditions
+        await cluster.list("MachineType", None)
+        await cluster.list("DistributedApp", "default")
+    except Unavailable:
+        return False
+    except Conflict as error:  # served a moment after it is established
+        assert "could not find the requested resource" in str(error) or "404" in str(error)
+        return False
+    return True
+
+
+def named(document: dict[str, Any], name: str) -> dict[str, Any]:
+    copy: dict[str, Any] = json.loads(json.dumps(document))
+    copy["metadata"] = {"name": name}
+    if copy["kind"] == "DistributedApp":
+        copy["metadata"]["namespace"] = "default"
+    return copy
+
+
+async def create(cluster: KubeCluster, document: dict[str, Any]) -> None:
+    path = RESOURCES[document["kind"]].path("default")
+    await cluster._call("POST", path, {"dryRun": "All", "fieldValidation": "Strict"}, document)
+
+
+async def run(cluster: KubeCluster, name: str, kind: str = "DistributedApp") -> Outcome:
+    key = f"default/{name}" if kind == "DistributedApp" else f"machinetype:{name}"
+    return await reconcile(key, cluster, lambda: datetime.now(UTC), SETTINGS)
+
+
+def ready(raw: Any) -> dict[str, Any]:
+    return next(each for each in raw["status"]["conditions"] if each["type"] in {"Ready", "Available"})
+
+
+async def test_manifests(cluster: KubeCluster) -> None:
+    for document in GOOD.values():
+        await create(cluster, document)
+    for name, (document, field) in BAD.items():
+        with pytest.raises(Refused) as refused:
+            await create(cluster, document)
+        assert field in str(refused.value), name
+    for message, (document, _) in CROSS_FIELD.items():
+        with pytest.raises(Refused) as refused:
+            await create(cluster, document)
+        assert message in str(refused.value)
+    with pytest.raises(Refused, match=r"set spec\.image, spec\.source, or both"):
+        await create(cluster, {**sample(), "spec": {"workerClass": "a:B"}})
+
+
+@pytest.mark.parametrize("name", sorted(GOOD))
+async def test_the_second_run_has_nothing_to_do(cluster: KubeCluster, name: str) -> None:
+    """Also where the API server adds defaults, and rewrites quantities."""
+    document = named(GOOD[name], f"a{sorted(GOOD).index(name)}")
+    await cluster.apply(document)
+    first = await run(cluster, document["metadata"]["name"], document["kind"])
+    assert first.actions
+    second = await run(cluster, document["metadata"]["name"], document["kind"])
+    assert second.actions == (second.again is not None)
+    raw = await cluster.get(document["kind"], "default", document["metadata"]["name"])
+    assert ready(raw)["observedGeneration"] == 1
+
+
+async def test_a_pod_template_that_no_server_takes(cluster: KubeCluster) -> None:
+    await cluster.apply(named(sample(podTemplate={"spec": {"containers": [{"name": "worker", "ports": "x"}]}}), "junk"))
+    with pytest.raises(Refused):
+        await run(cluster, "junk")
+    found = ready(await cluster.get("DistributedApp", "default", "junk"))
+    assert (found["status"], found["reason"]) == ("False", "RefusedByServer")
+    assert "ports" in found["message"]
+
+
+async def test_drift_is_repaired_and_told(cluster: KubeCluster) -> None:
+    await cluster.apply(named(sample(replicas=2), "drift"))
+    await run(cluster, "drift")
+    path = RESOURCES["Deployment"].path("default", "drift")
+    await cluster._call("PATCH", path, body={"spec": {"replicas": 9}}, content_type="application/merge-patch+json")
+    await run(cluster, "drift")
+    live = await cluster.get("Deployment", "default", "drift")
+    assert live is not None
+    assert live["spec"]["replicas"] == 2
+    events = await cluster.list("Event", "default")
+    assert "Deployment: spec.replicas: 9 -> 2" in [each["message"] for each in events]
+    service = await cluster.get("Service", "default", "drift")
+    assert service is not None
+    await cluster.delete("Service", "default", "drift", service["metadata"]["uid"])
+    assert (await run(cluster, "drift")).actions
+    assert await cluster.get("Service", "default", "drift")
+
+
+async def test_a_name_that_is_taken_is_left_alone(cluster: KubeCluster) -> None:
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "taken", "namespace": "default"}}
+    await cluster.apply({**service, "spec": {"ports": [{"port": 1}]}})
+    await cluster.apply(named(sample(), "taken"))
+    await run(cluster, "taken")
+    assert ready(await cluster.get("DistributedApp", "default", "taken"))["reason"] == "NameTaken"
+    assert [kind for kind in API_VERSIONS if await cluster.get(kind, "default", "taken")] == ["Service"]
+
+
+async def test_only_the_object_that_was_meant(cluster: KubeCluster) -> None:
+    await cluster.apply(named(sample(), "meant"))
+    raw = await cluster.get("DistributedApp", "default", "meant")
+    assert raw is not None
+    other = {**raw, "metadata": {**raw["metadata"], "uid": "00000000-0000-0000-0000-000000000000"}}
+    await run(cluster, "meant")
+    with pytest.raises(Conflict):
+        await cluster.set_status(raw, {"summary": "0/1"})  # it has changed since
+    with pytest.raises(Conflict):
+        await cluster.delete("DistributedApp", "default", "meant", other["metadata"]["uid"])
+    await cluster.delete("DistributedApp", "default", "meant", raw["metadata"]["uid"])
+    await cluster.delete("DistributedApp", "default", "meant", raw["metadata"]["uid"])
+    assert (await run(cluster, "meant")).gone
+
+
+async def test_a_server_that_is_not_there() -> None:
+    async with KubeCluster(Configuration(host="http://127.0.0.1:9")) as nowhere:
+        with pytest.raises(Unavailable):
+            await nowhere.get("Pod", "default", "x")
+        assert await nowhere.runner_status({"status": {"podIP": "127.0.0.1"}}, 9) is None
+    assert issubclass(Unavailable, ClusterError)
