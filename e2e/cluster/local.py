@@ -200,6 +200,7 @@ class LocalCluster:
             return reported and all(nodes.gpus_of(node) == self.shape.gpus for node in mine)
 
         nodes.wait(api, done, limit=LIMIT, check=self.check, explain=self._tails)
+        self._report("GPUs allocatable")
 
     def _dns_answers(self) -> bool:
         return resolve(f"kubernetes.default.svc.{CLUSTER_DOMAIN}", self.network.dns) == self.network.api_service
