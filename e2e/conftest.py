@@ -33,15 +33,13 @@ def impossible(reason: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """The cluster that $CLUSTER names. It stays if it ran before, or with E2E_KEEP=1."""
     if reason := provider.obstacle():
         impossible(reason)
-    capture = request.config.pluginmanager.getplugin("capturemanager")
     chosen = provider.choose(report=lambda _: None)
     ran = chosen.kubeconfig.exists()
-    with capture.global_and_fixture_disabled():
-        chosen.up()
+    chosen.up()
     yield chosen
     if not ran and not os.environ.get("E2E_KEEP"):
         chosen.down()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from . import machine, pins, provider, schemas
+from . import fake_nodes, machine, pins, provider, schemas
 from .builder import Builder
 from .envtest import EnvTest
 from .errors import ClusterError
@@ -57,6 +57,10 @@ def parser() -> argparse.ArgumentParser:
     conform = commands.add_parser("conform", help="check manifests against the schemas of Kubernetes and of our CRDs")
     conform.add_argument("--crd", type=Path, action="append", default=[], help="a file of CustomResourceDefinitions")
     conform.add_argument("manifests", type=Path, nargs="+", help="YAML files or folders; - is standard input")
+    fakes = commands.add_parser("fake-nodes", help="have so many more nodes, which only exist in the API")
+    fakes.add_argument("count", type=int)
+    fakes.add_argument("--gpus", type=int, default=8)
+    fakes.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
     for name, words in (("stop", "kill one component, for tests of failures"), ("start", "start one component")):
         one = commands.add_parser(name, help=words)
         one.add_argument("node")
@@ -188,6 +192,9 @@ def run(arguments: argparse.Namespace) -> int:
             return subprocess.run(line, env=cluster.environment(), check=False).returncode
         case "helm":
             return helm(Store(), cluster, arguments.arguments)
+        case "fake-nodes":
+            labels = dict(label.partition("=")[::2] for label in arguments.label)
+            fake_nodes.have(_local(cluster, "fake-nodes"), arguments.count, arguments.gpus, labels)
         case "stop":
             _local(cluster, "stop").stop(arguments.node, arguments.component)
         case "start":

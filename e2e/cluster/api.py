@@ -81,7 +81,7 @@ class Api:
         path = f"{api_path(item)}?fieldManager={FIELD_MANAGER}&force=true"
         self.request("PATCH", path, item, "application/apply-patch+yaml")
 
-    def follow(self, path: str, seconds: int) -> Iterator[dict[str, dict[str, Any]]]:
+    def follow(self, path: str, seconds: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """A list and its changes.
 
         Args:
@@ -89,24 +89,22 @@ class Api:
             seconds: When the watch ends.
 
         Yields:
-            The objects by name: as they are now, and anew with every change.
+            Name and object: first all that are there, then each that changes; None for one that is gone.
         """
         found = self.get(path)
-        objects = {item["metadata"]["name"]: item for item in found["items"]}
-        yield objects
+        yield from ((item["metadata"]["name"], item) for item in found["items"])
         connection = self._connect(limit=seconds + 5.0)
+        separator = "&" if "?" in path else "?"
+        version = found["metadata"]["resourceVersion"]
         try:
-            version = found["metadata"]["resourceVersion"]
-            connection.request("GET", f"{path}?watch=true&resourceVersion={version}&timeoutSeconds={seconds}")
+            query = f"watch=true&resourceVersion={version}&timeoutSeconds={seconds}"
+            connection.request("GET", f"{path}{separator}{query}")
             for line in connection.getresponse():
                 event = json.loads(line)
                 if event["type"] == "ERROR":  # the version is too old: the caller lists anew
                     return
-                name = event["object"]["metadata"]["name"]
-                objects = {key: item for key, item in objects.items() if key != name}
-                if event["type"] != "DELETED":
-                    objects[name] = event["object"]
-                yield objects
+                item = event["object"]
+                yield item["metadata"]["name"], None if event["type"] == "DELETED" else item
         finally:
             connection.close()
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from .layout import API_PORT, CLUSTER_DOMAIN, NODE_LABEL, Network, Node
+from .layout import API_PORT, CLUSTER_DOMAIN, NODE_LABEL, PACKAGE, Network, Node
 
 PKI = "/etc/kubernetes/pki"
 CONFIG = "/etc/kubernetes"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 #: The default is outside of what a node has for itself.
 VOLUME_PLUGINS = "/var/lib/kubelet/volume-plugins"
+#: Label, annotation and taint of nodes that only exist in the API, for which kwok plays the kubelet.
+FAKE_MARK = "kwok.x-k8s.io/node"
+FAKE_VALUE = "fake"
+#: What kwok plays.
+STAGES = PACKAGE / "manifests" / "kwok-stages.yaml"
 
 
 def start_order(node: Node) -> list[str]:
@@ -31,6 +36,7 @@ def arguments(component: str, node: Node) -> list[str]:
         "kube-scheduler": kube_scheduler,
         "kubelet": kubelet,
         "kube-proxy": kube_proxy,
+        "kwok": kwok,
     }[component](node)
 
 
@@ -156,6 +162,20 @@ def kubelet(node: Node) -> list[str]:
 def kube_proxy(_node: Node) -> list[str]:
     """Services."""
     return ["kube-proxy", f"--config={CONFIG}/kube-proxy.json"]
+
+
+def kwok(_node: Node) -> list[str]:
+    """On the control plane, once there are fake nodes."""
+    return [
+        "kwok",
+        f"--kubeconfig={PKI}/admin.kubeconfig",
+        f"--config={CONFIG}/{STAGES.name}",
+        "--manage-all-nodes=false",
+        f"--manage-nodes-with-annotation-selector={FAKE_MARK}={FAKE_VALUE}",
+        "--node-lease-duration-seconds=40",
+        "--server-address=127.0.0.1:10247",
+        "--v=WARN",  # else a line for every object it touches
+    ]
 
 
 def api_server_address(network: Network) -> tuple[str, int]:

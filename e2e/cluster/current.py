@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import ClusterError
 from .kind import report_nodes
 from .layout import GPU_RESOURCE, Shape
-from .local import gpus_of
+from .nodes import gpus_of
 from .process import command
 
 

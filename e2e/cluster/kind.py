@@ -13,7 +13,7 @@ from typing import Any
 from . import objects
 from .errors import ClusterError
 from .layout import CHECKOUT, NODE_LABEL, Layout, Shape
-from .local import gpus_of, is_usable
+from .nodes import gpus_of, is_usable
 from .process import command
 from .store import Store
 

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import cgroups, components, configs, machine, network, objects, pins, pki, runtime
+from . import cgroups, components, configs, machine, network, nodes, objects, pins, pki, runtime
 from .api import Api, ApiError
 from .builder import Builder
 from .dns import resolve
 from .errors import ClusterError
-from .layout import CLUSTER_DOMAIN, GPU_RESOURCE, Layout, Network, Node, Shape
+from .layout import CLUSTER_DOMAIN, GPU_RESOURCE, NODE_LABEL, Layout, Network, Node, Shape
 from .process import Process, command
 from .sandbox import NodeSandbox, Sandbox
 from .store import Store
@@ -28,8 +28,6 @@ from .waiting import tail, wait_for
 
 #: Seconds that a step of `up` may take on a slow and busy machine.
 LIMIT = 120.0
-#: Seconds after which a watch is begun anew, to look after processes that have died meanwhile.
-WATCH_SECONDS = 2
 
 
 class LocalCluster:
@@ -89,7 +87,7 @@ class LocalCluster:
         self.store.ensure(pins.CLUSTER_PROGRAMS)
         with self._exclusive():
             self._prepare(shape)
-            with ThreadPoolExecutor() as pool, self._api() as api:
+            with ThreadPoolExecutor() as pool, self.api() as api:
                 control = self.nodes[0]
                 self._ensure(control, "etcd")
                 started = [pool.submit(self._start_runtime, box) for box in self.nodes]
@@ -104,7 +102,7 @@ class LocalCluster:
                     result.result()
                 self._report("images imported")
                 for box in self.nodes:
-                    for component in ("kubelet", "kube-proxy"):
+                    for component in self._components(box):
                         self._ensure(box, component)
                 self._wait_for_nodes(api)
                 self._wait("the cluster's DNS", self._dns_answers)
@@ -130,10 +128,10 @@ class LocalCluster:
         self.layout.run.mkdir(parents=True)
         self.layout.shape.write_text(json.dumps(self.shape.to_dict(), indent=1))
         try:
-            nodes = [box.node for box in self.nodes]
-            pki.create(self.layout.pki, self.layout.kubeconfig, self.network, nodes)
-            cgroups.create(self.network.cgroup, [node.name for node in nodes])
-            for node in nodes:
+            members = [box.node for box in self.nodes]
+            pki.create(self.layout.pki, self.layout.kubeconfig, self.network, members)
+            cgroups.create(self.network.cgroup, [node.name for node in members])
+            for node in members:
                 self._write_configs(node)
             for box in self._boxes:
                 box.start()
@@ -167,7 +165,8 @@ class LocalCluster:
         if not process or not process.alive:
             box.spawn(component, *components.arguments(component, box.node))
 
-    def _api(self) -> Api:
+    def api(self) -> Api:
+        """A connection to the API server, as its administrator."""
         host, port = components.api_server_address(self.network)
         return Api(host, port, self.layout.pki)
 
@@ -188,22 +187,20 @@ class LocalCluster:
         self._wait(f"{item['kind']} {item['metadata']['name']}", applied, lambda: " ".join(problem))
 
     def _wait_for_nodes(self, api: Api) -> None:
-        deadline = time.monotonic() + LIMIT
-        wanted = [box.name for box in self.nodes]
+        found: dict[str, Mapping[str, Any]] = {}
         reported = False
-        while True:
-            for found in api.follow("/api/v1/nodes", WATCH_SECONDS):
-                mine = [found[name] for name in wanted if name in found]
-                if not reported and len(mine) == len(wanted) and all(map(is_usable, mine)):
-                    self._report("nodes ready")
-                    reported = True
-                if reported and all(gpus_of(node) == self.shape.gpus for node in mine):
-                    self._report("GPUs allocatable")
-                    return
-            if words := self._obituary():
-                raise ClusterError(words)
-            if time.monotonic() > deadline:
-                raise ClusterError(f"the nodes did not get ready in {LIMIT:.0f} s\n{self._tails()}")
+
+        def done(name: str, item: Mapping[str, Any] | None) -> bool:
+            nonlocal reported
+            found[name] = item or {}
+            mine = [found.get(box.name) or {} for box in self.nodes]
+            if not reported and all(map(nodes.is_usable, mine)):
+                self._report("nodes ready")
+                reported = True
+            return reported and all(nodes.gpus_of(node) == self.shape.gpus for node in mine)
+
+        nodes.wait(api, done, limit=LIMIT, check=self.check, explain=self._tails)
+        self._report("GPUs allocatable")
 
     def _dns_answers(self) -> bool:
         return resolve(f"kubernetes.default.svc.{CLUSTER_DOMAIN}", self.network.dns) == self.network.api_service
@@ -212,8 +209,12 @@ class LocalCluster:
 
     def _processes(self) -> Iterator[tuple[NodeSandbox, str, Process | None]]:
         for box in self.nodes:
-            for name in components.start_order(box.node):
+            for name in self._components(box):
                 yield box, name, box.component(name)
+
+    def _components(self, box: NodeSandbox) -> list[str]:
+        optional = ["kwok"] if box.node.is_control_plane and box.component("kwok") else []
+        return [*components.start_order(box.node), *optional]
 
     def _wait(self, what: str, ready: Callable[[], bool], explain: Callable[[], str] = str) -> None:
         watched = [process.pid for _, _, process in self._processes() if process and process.alive]
@@ -225,6 +226,15 @@ class LocalCluster:
             dead=self._obituary,
             explain=lambda: explain() or self._tails(),
         )
+
+    def check(self) -> None:
+        """Nothing happens while every component that was started runs.
+
+        Raises:
+            ClusterError: One has ended; with the end of its log.
+        """
+        if words := self._obituary():
+            raise ClusterError(words)
 
     def _obituary(self) -> str:
         """The last words of every component that has ended."""
@@ -264,11 +274,11 @@ class LocalCluster:
         if not healthy:
             self._say("start what is dead with `make cluster-up`")
             return False
-        with self._api() as api:
-            for node in api.get("/api/v1/nodes")["items"]:
-                healthy &= is_usable(node)
-                state = "Ready" if is_usable(node) else "NotReady"
-                self._say(f"{node['metadata']['name']:8} {state:26} {GPU_RESOURCE} {gpus_of(node)}")
+        with self.api() as api:
+            for node in api.get(f"/api/v1/nodes?labelSelector={NODE_LABEL}%3Dtrue")["items"]:
+                healthy &= nodes.is_usable(node)
+                state = "Ready" if nodes.is_usable(node) else "NotReady"
+                self._say(f"{node['metadata']['name']:8} {state:26} {GPU_RESOURCE} {nodes.gpus_of(node)}")
         self._say(f"export KUBECONFIG={self.kubeconfig}")
         return healthy
 
@@ -316,7 +326,8 @@ class LocalCluster:
 
     def start(self, node: str, component: str) -> None:
         """Start one component if it does not run."""
-        self._ensure(self.box(node, component), component)
+        box = self.box(node) if component == "kwok" else self.box(node, component)
+        self._ensure(box, component)
 
     def execute(self, node: str, arguments: Sequence[str]) -> int:
         """Run a command on a node, with our standard streams; its exit status."""
@@ -327,7 +338,7 @@ class LocalCluster:
         """A node by its name, which must run `component`."""
         for box in self.nodes:
             if box.name == node:
-                names = components.start_order(box.node)
+                names = self._components(box)
                 if component and component not in names:
                     raise ClusterError(f"{node} has no {component}; it runs {', '.join(names)}")
                 return box
@@ -352,15 +363,3 @@ class LocalCluster:
             yield
         finally:
             os.close(descriptor)
-
-
-def is_usable(node: Mapping[str, Any]) -> bool:
-    """Whether a Node object is Ready and has no taints left."""
-    conditions = node["status"].get("conditions", [])
-    ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
-    return ready and not node["spec"].get("taints")
-
-
-def gpus_of(node: Mapping[str, Any]) -> int:
-    """The GPUs that pods can have on a Node object."""
-    return int(node["status"].get("allocatable", {}).get(GPU_RESOURCE, 0))

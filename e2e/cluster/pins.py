@@ -97,6 +97,13 @@ TOOLS = (
         on_demand=True,
     ),
     Tool(
+        "kwok",
+        "sigs.k8s.io/kwok",
+        {"kwok": "sigs.k8s.io/kwok/cmd/kwok"},
+        version_variables=("sigs.k8s.io/kwok/pkg/consts.Version",),
+        on_demand=True,
+    ),
+    Tool(
         "kubeconform",
         "github.com/yannh/kubeconform",
         {"kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"},

@@ -7,6 +7,7 @@ the machine's.
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import shlex
 import subprocess
@@ -142,7 +143,13 @@ class NodeSandbox(Sandbox):
         return Path(f"/proc/{self.init.pid}/root{inside}")
 
     def spawn(self, component: str, *arguments: str) -> Process:
-        """Start a component in the background; the node's process 1 adopts it."""
+        """Start a component in the background; the node's process 1 adopts it.
+
+        One that runs already is taken instead: an `up` that was killed may have started it without writing it down.
+        """
+        if process := self._running(self.store.program(arguments[0])):
+            process.save(self.directory / f"{component}.pid")
+            return process
         log = self.layout.log(self.name, component)
         log.parent.mkdir(parents=True, exist_ok=True)
         script = f'setsid "$@" </dev/null >>{shlex.quote(f"/var/log/{log.name}")} 2>&1 & echo $!'
@@ -155,9 +162,20 @@ class NodeSandbox(Sandbox):
         """The process of a component that was started here."""
         return Process.load(self.directory / f"{name}.pid")
 
+    def _running(self, program: Path) -> Process | None:
+        """The process of this node that runs a program of ours."""
+        for pid, _ in self._pids():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/exe").readlink() == program:
+                    return Process.of(pid)
+        return None
+
+    def _pids(self) -> Iterator[tuple[int, int]]:
+        return _pids(self.path("").parent / "ns/pid")
+
     def _outside(self, inner: int) -> Process:
         """The process that has the pid `inner` in this node."""
-        for pid, inside in _pids(self.path("").parent / "ns/pid"):
+        for pid, inside in self._pids():
             if inside == inner:
                 return Process.of(pid)
         raise ClusterError(f"a process on {self.name} ended at once; see {self.directory / 'log'}")

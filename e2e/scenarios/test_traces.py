@@ -85,3 +85,26 @@ def test_up_is_quick_and_down_leaves_nothing(own: LocalCluster) -> None:
     assert traces(state) == before
     assert sysctls() == settings
     assert not namespaces() & inside
+
+
+def test_up_takes_over_from_one_that_was_killed(own: LocalCluster) -> None:
+    own.up()
+    records = sorted(path for box in own.nodes for path in box.directory.glob("kube*.pid"))
+    before = {path: path.read_text() for path in records}
+    assert len(before) == 7
+    for path in records:
+        path.unlink()  # as if it had been killed after it had started them, and before it wrote that down
+    own.up()
+    assert {path: path.read_text() for path in records} == before
+    assert own.status()
+
+
+def test_down_does_not_need_a_whole_cluster(own: LocalCluster) -> None:
+    state = own.layout.state
+    before = traces(state)
+    own.up()
+    own.stop("node-1", "etcd")
+    own.nodes[1].stop()
+    assert not own.status()
+    own.down()
+    assert traces(state) == before

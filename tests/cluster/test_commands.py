@@ -14,7 +14,8 @@ from e2e.cluster.current import CurrentCluster
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.kind import KindCluster
 from e2e.cluster.layout import CHECKOUT, Layout, Shape
-from e2e.cluster.local import LocalCluster, gpus_of, is_usable
+from e2e.cluster.local import LocalCluster
+from e2e.cluster.nodes import gpus_of, is_usable
 from e2e.cluster.store import Store
 
 
