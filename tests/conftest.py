@@ -35,7 +35,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         layer = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         if layer in TIMEOUTS and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TIMEOUTS[layer]))
+            # A hypothesis test is a hundred tests, wherever it lies.
+            many = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+            item.add_marker(pytest.mark.timeout(TIMEOUTS["property"] if many and layer == "unit" else TIMEOUTS[layer]))
         if layer == "gpu":
             item.add_marker("gpu")
         wrong = any(wrong and item.get_closest_marker(name) for name, wrong in elsewhere.items())
