@@ -49,16 +49,19 @@ def test_wrong_use_is_2(arguments):
     [
         (["run", "nowhere.py"], "nowhere.py: no such file"),
         (["run", "no-such-thing"], "write path.py"),
-        (["invoke", "sdxl", "prompt=x"], "apps of a cluster cannot be named yet"),
-        (["invoke", "default/sdxl"], "kubectl port-forward service/sdxl 8080"),
+        (["invoke", "sdxl", "prompt=x"], "no kubeconfig: /nowhere does not exist"),
+        (["invoke", "default/sdxl", "-n", "art"], "is in namespace default, --namespace says art"),
+        (["stream", "localhost:8080", "--context", "kind"], "--context are for names of apps"),
         (["invoke", "app.py"], "start it with `drumline run app.py`"),
         (["stream", "ftp://x"], "not an address of a web server"),
         (["invoke", "localhost:1", "prompt"], "neither JSON nor KEY=VALUE"),
         (["invoke", "https://localhost:1", "--cacert", "none.pem"], "not a PEM file"),
     ],
 )
-def test_a_wrong_target_or_value_is_2_and_says_what_to_try(arguments, said):
-    result = drumline(*arguments)
+def test_a_wrong_target_or_value_is_2_and_says_what_to_try(arguments, said, tmp_path):
+    (tmp_path / "kubectl").touch(0o755)
+    env = {"KUBECONFIG": "/nowhere", "PATH": str(tmp_path), "KUBERNETES_SERVICE_HOST": ""}
+    result = drumline(*arguments, env=env)
     assert result.exit_code == 2, result.output
     error, hint, *rest = result.stderr.splitlines()
     assert error.startswith("error: ")

@@ -19,6 +19,8 @@ def invoke(
     output: options.Output = Path(),
     name: options.Name = None,
     path: Annotated[str, typer.Option("--path", help="Endpoint of the app.")] = "/",
+    namespace: options.Namespace = None,
+    context: options.Context = None,
     timeout: options.Timeout = None,
     retries: options.Retries = 0,
     api_key: options.ApiKey = None,
@@ -29,17 +31,17 @@ def invoke(
     """Run one request. Images in the result become files; the rest is printed as JSON.
 
     Example: drumline invoke localhost:8080 prompt='a lighthouse' num_inference_steps=4 --output out
+    In a cluster: drumline invoke sdxl --namespace art prompt='a lighthouse'
     """
-    from drumline.cli.target import client_for
+    from drumline.cli.target import Connection, client_for
     from drumline.cli.values import parse
 
     payload = parse(values or [])
     request_id = secrets.token_hex(16)
-    with client_for(
-        target, api_key=api_key, timeout=timeout, retries=retries, cacert=cacert, insecure=insecure
-    ) as client:
+    connection = Connection(namespace, context, api_key, timeout, retries, cacert, insecure)
+    with client_for(target, connection) as client:
         if interactive():
-            with stderr().status(f"waiting for {client.url}"):
+            with stderr().status(f"waiting for {target}"):
                 result = client.invoke(payload, path, request_id=request_id)
         else:
             result = client.invoke(payload, path, request_id=request_id)

@@ -56,7 +56,20 @@ ApiKey = Annotated[
     str | None,
     typer.Option("--api-key", envvar="DRUM_API_KEY", show_envvar=True, help="Key to send, if the app wants one."),
 ]
-Target = Annotated[str, typer.Argument(metavar="TARGET", help="URL of the app, e.g. localhost:8080.")]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="URL of the app, e.g. localhost:8080; or NAME or NAMESPACE/NAME of a DistributedApp in a cluster.",
+    ),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option("--namespace", "-n", metavar="NAME", help="Of the DistributedApp; default: the context's own."),
+]
+Context = Annotated[
+    str | None, typer.Option("--context", metavar="NAME", help="Of the kubeconfig; default: the current one.")
+]
 Values = Annotated[
     list[str] | None,
     typer.Argument(

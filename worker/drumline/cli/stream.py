@@ -29,6 +29,8 @@ def stream(
     events: Annotated[
         bool, typer.Option("--events", help="Print every event as a line of JSON; write no files.")
     ] = False,
+    namespace: options.Namespace = None,
+    context: options.Context = None,
     timeout: options.Timeout = None,
     retries: options.Retries = 0,
     api_key: options.ApiKey = None,
@@ -39,18 +41,18 @@ def stream(
     """Run one request and follow it: a progress bar, previews as files as they come, then the result.
 
     Example: drumline stream localhost:8080 prompt='a lighthouse' --output out
+    In a cluster: drumline stream sdxl --namespace art prompt='a lighthouse'
     """
-    from drumline.cli.target import client_for
+    from drumline.cli.target import Connection, client_for
     from drumline.cli.values import parse
 
     payload = parse(values or [])
     request_id = secrets.token_hex(16)
     prefix = name or f"image-{request_id[:8]}"
     result: Any = None
+    connection = Connection(namespace, context, api_key, timeout, retries, cacert, insecure)
     with (
-        client_for(
-            target, api_key=api_key, timeout=timeout, retries=retries, cacert=cacert, insecure=insecure
-        ) as client,
+        client_for(target, connection) as client,
         client.stream(payload, path, request_id=request_id) as received,
     ):
         if events:
