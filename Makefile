@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint crds types layers unit contract process strategies scenarios cluster-up cluster-down cluster-status envtest gpu bench bench-quick format lock clean
+.PHONY: help setup demo test lint crds reference types layers unit contract process strategies scenarios cluster-up cluster-down cluster-status envtest gpu bench bench-quick format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,10 +24,14 @@ demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, sav
 
 test: lint types layers unit contract process strategies ## Everything that CI checks
 
-lint: setup ## Style and common mistakes (ruff), and whether crds/ is up to date
+lint: setup ## Style and common mistakes (ruff), and whether crds/ and the reference are up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=operator $(BIN)/python -m drumline_operator.crd --check
+	PYTHONPATH=operator $(BIN)/python -m drumline_operator.reference --check
+
+reference: setup ## Write the pages of docs/reference that are made from the models
+	PYTHONPATH=operator $(BIN)/python -m drumline_operator.reference --write
 
 crds: setup ## Write crds/ from the models in worker/drumline/api
 	PYTHONPATH=operator $(BIN)/python -m drumline_operator.crd --write

@@ -40,7 +40,7 @@ def machine_status(raw: Mapping[str, Any], nodes: Sequence[NodeView] | None, now
             fitting = matching(spec, nodes)
             found, gpus = len(fitting), sum(gpus_of(node, spec.resource_name) for node in fitting)
             said = f"{raw['metadata']['name']} has {found} nodes with {gpus} {spec.resource_name}"
-            verdict = ("True", "NodesFound", said) if found else ("False", reasons.NO_NODES, said)
+            verdict = ("True", reasons.NODES_FOUND, said) if found else ("False", reasons.NO_NODES, said)
     status = MachineTypeStatus(
         observed_generation=raw["metadata"].get("generation", 0),
         nodes=found,

@@ -1,6 +1,7 @@
 """Reasons of conditions: CamelCase words that people and programs may rely on. LEAF.
 
-A reason is never renamed. ``CURES`` says what to do about those that stand for trouble.
+A reason is never renamed. ``CURES`` says what to do about those that stand for trouble, ``MEANINGS`` what each one says;
+``docs/reference/status.md`` is made from both.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ RANKS_READY: Final = "RanksReady"
 ENOUGH_REPLICAS: Final = "MinimumReplicasAvailable"
 TOO_FEW_REPLICAS: Final = "MinimumReplicasUnavailable"
 NOT_KNOWN: Final = "NotKnown"
+NODES_FOUND: Final = "NodesFound"
 
 INVALID_SPEC: Final = "InvalidSpec"
 NAME_TAKEN: Final = "NameTaken"
@@ -48,6 +50,7 @@ EVICTED: Final = "Evicted"
 DEADLINE: Final = "ProgressDeadlineExceeded"
 
 CURES: Final = {
+    NO_NODES: "label the nodes as spec.nodeSelector wants, or correct it; `kubectl get nodes --show-labels` shows labels",
     INVALID_SPEC: "correct the field that the message names",
     NAME_TAKEN: "rename the app, or remove the object that has its name",
     REFUSED: "correct what the API server names, mostly in spec.podTemplate or spec.envFrom",
@@ -69,4 +72,46 @@ CURES: Final = {
     WORKER_EXITED: "see status.lastFailure and `kubectl logs --previous`",
     EVICTED: "the node ran short of a resource: set spec.resources.requests",
     DEADLINE: "see RanksReady and Scheduled for the cause; raise spec.rollout.progressDeadlineSeconds if it is only slow",
+}
+
+MEANINGS: Final = {
+    SERVING: "enough groups are ready, at least one of them with the wanted revision",
+    SCALED_TO_ZERO: "nothing runs, as spec.replicas says",
+    SUSPENDED: "nothing runs, as spec.suspend says; everything else is kept",
+    NOT_SUSPENDED: "spec.suspend is false",
+    NOT_FAILED: "nothing has failed for good; what does not work now may still pass",
+    COMPLETE: "every pod has the wanted revision and is ready",
+    NEW_REVISION: "pods of an older revision are being replaced",
+    SCALING: "pods are being added or removed",
+    STARTING: "the pods or their containers are being made",
+    LOADING_MODEL: "the ranks run setup() and the warm-up",
+    PODS_BOUND: "every pod has a node",
+    SOURCE_FOUND: "image and code are there",
+    RANKS_READY: "every rank of every ready group has passed setup() and the warm-up",
+    ENOUGH_REPLICAS: "as many groups are ready as the rollout needs at least, of whatever revision",
+    TOO_FEW_REPLICAS: "fewer groups are ready than the rollout needs at least",
+    NOT_KNOWN: "not judged, because of something that another condition names",
+    NODES_FOUND: "schedulable nodes carry the labels of the MachineType",
+    INVALID_SPEC: "the spec has a mistake that the API server could not see; the app is left as it was",
+    NAME_TAKEN: "an object that the app needs exists already and belongs to somebody else; it is left alone",
+    REFUSED: "the API server does not take an object that the app needs",
+    NO_NODES: "no schedulable node carries the labels of the MachineType",
+    NO_MACHINE: "no MachineType of that name or alias can run the app, or it has no nodes",
+    INSUFFICIENT_GPUS: "no node has so many free GPUs",
+    UNSCHEDULABLE: "the scheduler finds no node for another reason than GPUs",
+    QUOTA_EXCEEDED: "a quota of the namespace forbids the pods",
+    PODS_REFUSED: "the API server or an admission webhook does not let the pods be made",
+    CONFIG_MAP_NOT_FOUND: "the ConfigMap of spec.source does not exist; it is looked for again by itself",
+    GIT_FETCH_FAILED: "the container that fetches spec.source.git failed",
+    IMAGE_PULL_FAILED: "a node cannot get the image",
+    CLASS_NOT_FOUND: "the module cannot be imported, or has no such class",
+    CONFIG_ERROR: "the container cannot be made, or a setting of drumline is wrong",
+    SETUP_FAILED: "setup() or the warm-up raised on a rank",
+    OUT_OF_MEMORY: "the kernel ended the worker container at its memory limit",
+    RANK_FAILED: "a rank's process ended, or user code failed outside of a request; the group starts anew",
+    RANK_HUNG: "a rank gave no sign of life for hangTimeoutSeconds; the group starts anew",
+    CRASH_LOOP: "the worker container ends again and again; Kubernetes waits longer each time",
+    WORKER_EXITED: "the worker container ended with an error",
+    EVICTED: "the node's kubelet removed the pod",
+    DEADLINE: "a rollout has made no progress for progressDeadlineSeconds",
 }

@@ -21,6 +21,7 @@ from drumline_operator.cluster import ClusterError, Conflict, Unavailable
 from drumline_operator.manifests.labels import APP, REVISION
 from drumline_operator.manifests.names import API_VERSIONS
 from drumline_operator.reconcile import Outcome, reconcile
+from drumline_operator.reference import places
 from drumline_operator.settings import OperatorSettings
 
 SETTINGS = OperatorSettings()
@@ -105,6 +106,10 @@ class FakeCluster:
         with self._perhaps():
             if self.app["metadata"]["uid"] != raw["metadata"]["uid"]:
                 raise Conflict("another app")
+            for each in status["conditions"]:
+                verdict = f"{each['type']}={each['status']}"
+                known = "any condition=Unknown" if each["status"] == "Unknown" else verdict
+                assert known in places(each["reason"]), f"{verdict} {each['reason']}: not in docs/reference/status.md"
             self.app["status"] = copy.deepcopy(dict(status))
 
     async def event(self, raw: Mapping[str, Any], type: str, reason: str, message: str) -> None:
