@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint crds reference types layers unit contract process strategies scenarios cluster-up cluster-down cluster-status envtest gpu bench bench-quick format lock clean
+.PHONY: help setup demo test lint crds reference types layers unit handlers contract process strategies scenarios cluster-up cluster-down cluster-status envtest gpu bench bench-quick format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ setup: ## Create or refresh .venv from requirements.lock (done by every other ta
 demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, save the images
 	$(PYTHON_HERE) examples/parallel_sdxl/demo.py $(ARGS)
 
-test: lint types layers unit contract process strategies ## Everything that CI checks
+test: lint types layers unit handlers contract process strategies ## Everything that CI checks
 
 lint: setup ## Style and common mistakes (ruff), and whether crds/ and the reference are up to date
 	$(BIN)/ruff check .
@@ -44,6 +44,10 @@ layers: setup ## Who may import whom (import-linter)
 
 unit: setup ## Pure modules, properties over random input, and the ground rules (layers, docs, lock file)
 	$(PYTEST) --session-timeout=600 tests/unit tests/property tests/cluster
+
+# etcd and the API server are built once per user (some minutes), in the user's own cache folder.
+handlers: setup ## The operator's process against a real API server (etcd and kube-apiserver, no pods)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=3 --session-timeout=1500 $(ARGS) tests/handlers
 
 contract: setup ## HTTP routes, OpenAPI and the fal client against a running server
 	$(PYTEST) --session-timeout=600 tests/contract

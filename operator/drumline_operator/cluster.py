@@ -32,6 +32,10 @@ class Throttled(ClusterError):
         self.retry_after = retry_after
 
 
+class Expired(ClusterError):
+    """What was asked to go on from is too old (410): list anew."""
+
+
 class Unavailable(ClusterError):
     """No answer in time, a broken connection, or an error of the server's own (5xx). It may have been done anyway."""
 
@@ -47,15 +51,15 @@ class Cluster(Protocol):
         """Return all objects of a kind that carry the labels of ``selector``."""
         ...
 
-    async def apply(self, manifest: Raw) -> None:
+    async def apply(self, manifest: Raw) -> object:
         """Make an object be like ``manifest``: server-side apply, as the operator, with force."""
         ...
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> object:
         """Delete an object if it has this uid; one that is gone already is no error."""
         ...
 
-    async def set_status(self, raw: Raw, status: Raw) -> None:
+    async def set_status(self, raw: Raw, status: Raw) -> object:
         """Write the status of the DistributedApp or MachineType ``raw``, if it has not changed since it was read."""
         ...
 

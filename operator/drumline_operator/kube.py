@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
+from urllib.parse import urlencode
 
 import aiohttp
+import msgspec
 from kubernetes.aio import config
-from kubernetes.aio.client import ApiClient, ApiException, Configuration
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.client.rest import RESTClientObject
 
 from drumline.api.v1alpha1 import GROUP
-from drumline_operator.cluster import ClusterError, Conflict, Forbidden, Raw, Refused, Throttled, Unavailable
+from drumline.errors import ConfigurationError
+from drumline_operator.cluster import ClusterError, Conflict, Expired, Forbidden, Raw, Refused, Throttled, Unavailable
 from drumline_operator.manifests.names import FIELD_MANAGER
+from drumline_operator.reflector import Page, Watched
 
 
 class Resource(NamedTuple):
@@ -45,16 +52,54 @@ RESOURCES: Final = {
     "ConfigMap": Resource("/api/v1", "configmaps"),
     "Node": Resource("/api/v1", "nodes", namespaced=False),
     "Event": Resource("/api/v1", "events"),
+    "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
 }
 _PAGE: Final = 500
 _APPLY: Final = "application/apply-patch+yaml"
 _RUNNER_SECONDS: Final = 2.0
 #: Kubernetes' own limit of an event's message.
 _EVENT_LIMIT: Final = 1024
+#: An API server ends a watch after this many seconds, a little differently each time, and is silent for at most a
+#: minute: then it sends a bookmark.
+_WATCH_SECONDS: Final = 290
+_SILENCE: Final = 75.0
+_JSON: Final = "application/json"
+#: Of these only the metadata is asked for: their content is read when it matters.
+_METADATA_ONLY: Final = {"ConfigMap": "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"}
+
+
+class _ListMeta(msgspec.Struct):
+    resourceVersion: str = ""  # noqa: N815 - the API's own names
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _List(msgspec.Struct):
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+class _Version(msgspec.Struct):
+    resourceVersion: str = ""  # noqa: N815
+
+
+class _Versioned(msgspec.Struct):
+    metadata: _Version = msgspec.field(default_factory=_Version)
+    code: int = 0
+    message: str = ""
+
+
+class _Line(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
+
+
+_list: Final = msgspec.json.Decoder(_List).decode
+_versioned: Final = msgspec.json.Decoder(_Versioned).decode
+_line: Final = msgspec.json.Decoder(_Line).decode
 
 
 class KubeCluster:
-    """A :class:`drumline_operator.cluster.Cluster`.
+    """A :class:`drumline_operator.cluster.Cluster`, and a :class:`drumline_operator.reflector.Source`.
 
     Args:
         configuration: where the API server is; None: the pod's service account, else the kubeconfig's current context.
@@ -63,15 +108,17 @@ class KubeCluster:
 
     def __init__(self, configuration: Configuration | None = None, timeout: float = 15.0) -> None:
         self._configuration, self._timeout = configuration, timeout
+        #: Calls that may change something, for tests and metrics.
+        self.writes = 0
 
     async def __aenter__(self) -> Self:
         if self._configuration is None:
-            self._configuration = Configuration()
-            try:
-                config.load_incluster_config(client_configuration=self._configuration)
-            except config.ConfigException:
-                await config.load_kube_config(client_configuration=self._configuration)
-        self._api = ApiClient(self._configuration)
+            self._configuration = await configured()
+        # Only the client's TLS and credentials are used: its own calls take three times as long.
+        tls = RESTClientObject(self._configuration).ssl_context
+        self._api = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls), trust_env=True, auto_decompress=True
+        )
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_RUNNER_SECONDS))
         return self
 
@@ -83,32 +130,84 @@ class KubeCluster:
 
     async def get(self, kind: str, namespace: str | None, name: str) -> Raw | None:
         """Return an object, or None when there is none."""
-        found: Raw | None = await self._call("GET", RESOURCES[kind].path(namespace, name), missing=None)
+        data = await self.read(kind, namespace, name)
+        found: Raw | None = None if data is None else json.loads(data)
+        return found
+
+    async def read(self, kind: str, namespace: str | None, name: str) -> bytes | None:
+        """Return an object as JSON, or None when there is none."""
+        found: bytes | None = await self._call("GET", RESOURCES[kind].path(namespace, name), missing=None)
         return found
 
     async def list(self, kind: str, namespace: str | None, selector: str = "") -> Sequence[Raw]:
         """Return all objects of a kind that carry the labels of ``selector``."""
         found: list[Raw] = []
-        query = {"limit": str(_PAGE), **({"labelSelector": selector} if selector else {})}
+        token = ""
         while True:
-            page = await self._call("GET", RESOURCES[kind].path(namespace), query) or {}
-            found += page.get("items") or ()
-            query["continue"] = (page.get("metadata") or {}).get("continue") or ""
-            if not query["continue"]:
+            page = await self._page(kind, namespace, selector, token, _JSON)
+            found += (json.loads(bytes(item)) for item in page.items)
+            token = page.token
+            if not token:
                 return found
 
-    async def apply(self, manifest: Raw) -> None:
-        """Make an object be like ``manifest``."""
+    async def page(self, kind: str, namespace: str | None, selector: str, token: str) -> Page:
+        """Return one part of a list; of ConfigMaps only the metadata."""
+        accept = _METADATA_ONLY.get(kind, "").format("List") or _JSON
+        return await self._page(kind, namespace, selector, token, accept)
+
+    async def _page(self, kind: str, namespace: str | None, selector: str, token: str, accept: str) -> Page:
+        query = {"limit": str(_PAGE), **({"labelSelector": selector} if selector else {})}
+        if token:
+            query["continue"] = token
+        data = await self._call("GET", RESOURCES[kind].path(namespace), query, accept=accept)
+        found = _list(data)
+        return Page(found.items or (), found.metadata.resourceVersion, found.metadata.continue_)
+
+    async def watch(self, kind: str, namespace: str | None, selector: str, version: str) -> AsyncIterator[Watched]:
+        """Yield what happens after ``version``; ends when the API server ends it."""
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(random.randint(_WATCH_SECONDS, _WATCH_SECONDS * 5 // 4)),  # noqa: S311
+            **({"labelSelector": selector} if selector else {}),
+        }
+        path = RESOURCES[kind].path(namespace)
+        accept = _METADATA_ONLY.get(kind, "").format("") or _JSON
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=_SILENCE)
+        try:
+            async with self._api.get(
+                f"{self._host}{path}?{urlencode(query)}", headers=await self._headers(accept), timeout=limits
+            ) as answer:
+                if answer.status != 200:
+                    raise _error(answer.status, f"watch {path}", await answer.read(), answer.headers)
+                rest = b""
+                async for chunk in answer.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for text in lines:
+                        if text.strip():
+                            yield _event(text, path)
+        except (TimeoutError, aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
+            raise Unavailable(f"watch {path}: {type(error).__name__}: {error}") from None
+
+    async def apply(self, manifest: Raw) -> bytes:
+        """Make an object be like ``manifest``; return it as it then is."""
         meta = manifest["metadata"]
         path = RESOURCES[manifest["kind"]].path(meta.get("namespace"), meta["name"])
-        await self._call("PATCH", path, {"fieldManager": FIELD_MANAGER, "force": "true"}, manifest, _APPLY)
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return bytes(await self._call("PATCH", path, query, manifest, _APPLY))
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Delete an object if it has this uid; one that is gone already is no error."""
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> bytes | None:
+        """Delete an object if it has this uid; one that is gone already is no error.
+
+        Returns:
+            The object, when it stays for a while yet, or a Status; None when it was gone.
+        """
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
-        await self._call("DELETE", RESOURCES[kind].path(namespace, name), body=body, missing=None)
+        found: bytes | None = await self._call("DELETE", RESOURCES[kind].path(namespace, name), body=body, missing=None)
+        return found
 
-    async def set_status(self, raw: Raw, status: Raw) -> None:
+    async def set_status(self, raw: Raw, status: Raw) -> bytes:
         """Write the status of ``raw``, if nobody has changed it since; the API server ignores a uid here."""
         meta = raw["metadata"]
         body = {
@@ -118,7 +217,7 @@ class KubeCluster:
             "status": status,
         }
         path = RESOURCES[raw["kind"]].path(meta.get("namespace"), meta["name"], "status")
-        await self._call("PATCH", path, {"fieldManager": FIELD_MANAGER, "force": "true"}, body, _APPLY)
+        return bytes(await self._call("PATCH", path, {"fieldManager": FIELD_MANAGER, "force": "true"}, body, _APPLY))
 
     async def event(self, raw: Raw, type: str, reason: str, message: str) -> None:
         """Attach an event to ``raw``."""
@@ -154,38 +253,126 @@ class KubeCluster:
             return None
         return body if isinstance(body, dict) else None
 
+    async def create(self, manifest: Raw) -> Raw:
+        """Make an object that is not there yet.
+
+        Raises:
+            Conflict: it is there.
+        """
+        path = RESOURCES[manifest["kind"]].path(manifest["metadata"].get("namespace"))
+        found: Raw = json.loads(await self._call("POST", path, {"fieldManager": FIELD_MANAGER}, manifest))
+        return found
+
+    async def replace(self, manifest: Raw) -> Raw:
+        """Write a whole object.
+
+        Raises:
+            Conflict: it is gone, or has another resourceVersion than ``manifest``.
+        """
+        meta = manifest["metadata"]
+        path = RESOURCES[manifest["kind"]].path(meta.get("namespace"), meta["name"])
+        found: Raw = json.loads(await self._call("PUT", path, {"fieldManager": FIELD_MANAGER}, manifest))
+        return found
+
+    @property
+    def _host(self) -> str:
+        assert self._configuration is not None
+        return str(self._configuration.host).rstrip("/")
+
+    async def _headers(self, accept: str) -> dict[str, str]:
+        assert self._configuration is not None
+        # Asked every time: a service account's token is a new one every hour.
+        token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        headers = {"Accept": accept, "User-Agent": FIELD_MANAGER}
+        if token:
+            headers["Authorization"] = token
+        return headers
+
     async def _call(
         self,
         method: str,
         path: str,
         query: Mapping[str, str] | None = None,
         body: Raw | None = None,
-        content_type: str = "application/json",
+        content_type: str = _JSON,
         *,
+        accept: str = _JSON,
         missing: Any = ...,
     ) -> Any:
         """One call. ``missing``: what a 404 gives; without it a 404 is a Conflict: the object is gone."""
-        headers = {"Accept": "application/json", "Content-Type": content_type}
-        request = await self._api.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
+        if method != "GET":
+            self.writes += 1
+        headers = await self._headers(accept)
+        if body is not None:
+            headers["Content-Type"] = content_type
+        url = f"{self._host}{path}?{urlencode(query)}" if query else f"{self._host}{path}"
+        text = None if body is None else msgspec.json.encode(body)
         try:
-            async with asyncio.timeout(self._timeout):
-                answer = await self._api.call_api(*request)
+            async with (
+                asyncio.timeout(self._timeout),
+                self._api.request(method, url, data=text, headers=headers) as answer,
+            ):
                 data = await answer.read()
-        except (TimeoutError, aiohttp.ClientError, OSError, ApiException) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"{method} {path}: {type(error).__name__}: {error}") from None
-        status = int(answer.status)
-        if status < 300:
-            return json.loads(data) if data else None
-        if status == 404 and missing is not ...:
+        if answer.status < 300:
+            return data
+        if answer.status == 404 and missing is not ...:
             return missing
-        raise _error(status, f"{method} {path}", data, answer.getheaders() or {})
+        raise _error(answer.status, f"{method} {path}", data, answer.headers)
+
+
+async def configured(kubeconfig: Path | None = None) -> Configuration:
+    """Return where the API server is: the pod's service account, else the kubeconfig's current context.
+
+    Args:
+        kubeconfig: use this file, and no service account.
+
+    Raises:
+        ConfigurationError: there is neither.
+    """
+    found = Configuration()
+    try:
+        if kubeconfig is not None:
+            raise config.ConfigException
+        config.load_incluster_config(client_configuration=found)
+    except config.ConfigException:
+        try:
+            await config.load_kube_config(str(kubeconfig) if kubeconfig else None, client_configuration=found)
+        except (config.ConfigException, OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"no Kubernetes: there is no service account, and the kubeconfig does not help: {error}; set KUBECONFIG"
+            ) from None
+    return found
+
+
+async def credentials() -> Mapping[str, Any]:
+    """Return where the API server is and how to get in, by the names that kopf gives these fields."""
+    found = await configured()
+    token = await found.get_api_key_with_prefix("BearerToken")
+    scheme, _, secret = (token or "").partition(" ")
+    return {
+        "server": found.host,
+        "ca_path": found.ssl_ca_cert,
+        "insecure": not found.verify_ssl,
+        "certificate_path": found.cert_file,
+        "private_key_path": found.key_file,
+        "username": found.username or None,
+        "password": found.password or None,
+        "scheme": scheme or None,
+        "token": secret or None,
+        "proxy_url": found.proxy,
+    }
+
+
+def _event(text: bytes, path: str) -> Watched:
+    line = _line(text)
+    known = _versioned(line.object)
+    if line.type == "ERROR":
+        if known.code == 410:
+            raise Expired(f"watch {path}: {known.message}")
+        raise Unavailable(f"watch {path}: {known.message or known.code}")
+    return Watched(line.type, line.object, known.metadata.resourceVersion)
 
 
 def _error(status: int, call: str, data: bytes, headers: Mapping[str, str]) -> ClusterError:
@@ -199,6 +386,8 @@ def _error(status: int, call: str, data: bytes, headers: Mapping[str, str]) -> C
         return Conflict(words)
     if status in {401, 403}:
         return Forbidden(words)
+    if status == 410:
+        return Expired(words)
     if status == 429:
         after = headers.get("Retry-After", "1")
         return Throttled(words, float(after) if after.isdigit() else 1.0)

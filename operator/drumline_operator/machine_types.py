@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -12,6 +12,9 @@ from drumline.api.v1alpha1 import DistributedAppSpec, MachineTypeSpec
 from drumline.details import did_you_mean
 from drumline_operator import quantity
 from drumline_operator.observe import NodeView
+
+#: Keys of MachineTypes in the queue: they have no namespace.
+MACHINE_TYPE_PREFIX: Final = "machinetype:"
 
 
 @dataclass(frozen=True)

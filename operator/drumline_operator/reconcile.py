@@ -9,13 +9,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from drumline.contract import DEFAULT_PORT
 from drumline_operator import reasons
 from drumline_operator.actions import Action, Apply, Delete, Event, RequeueAfter, SetStatus
 from drumline_operator.cluster import Cluster, ClusterError, Forbidden, Raw, Refused
 from drumline_operator.machine_status import machine_status
+from drumline_operator.machine_types import MACHINE_TYPE_PREFIX
 from drumline_operator.manifests import labels
 from drumline_operator.manifests.names import API_VERSIONS
 from drumline_operator.observe import NodeView, Observed, SourceView, node_view, pod_views, runner_view
@@ -24,8 +25,6 @@ from drumline_operator.settings import OperatorSettings
 from drumline_operator.troubles import Trouble
 
 log = logging.getLogger(__name__)
-#: Keys of MachineTypes, which have no namespace.
-MACHINE_TYPE_PREFIX: Final = "machinetype:"
 
 
 @dataclass(frozen=True)

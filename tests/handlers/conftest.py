@@ -1,63 +1,74 @@
-"""An API server of its own for the operator's tests: etcd and kube-apiserver from ``KUBEBUILDER_ASSETS``."""
+"""An API server for the operator's tests: real etcd and kube-apiserver, no controllers (``e2e.cluster.envtest``)."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import yaml
+from e2e.cluster.envtest import EnvTest
+from e2e.cluster.errors import ClusterError as NoCluster
 
-_TOKEN = "operator-tests"
+from drumline_operator.cluster import Conflict, Unavailable
+from drumline_operator.crd import custom_resource_definitions
+from drumline_operator.kube import RESOURCES, KubeCluster, Resource, configured
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+CRD = Resource("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False)
 
 
 @pytest.fixture(scope="session")
-def api_server() -> Iterator[tuple[str, str]]:
-    """URL and token of an API server that nobody else uses; it has no controllers."""
-    assets = Path(os.environ.get("KUBEBUILDER_ASSETS", ""))
-    if not (assets / "kube-apiserver").is_file():
-        pytest.skip("no API server: set KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver")
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        (home / "tokens").write_text(f'{_TOKEN},tests,tests,"system:masters"\n')
-        subprocess.run(["openssl", "genrsa", "-out", home / "key", "2048"], check=True, capture_output=True)
-        client, peer, port = (_free_port() for _ in range(3))
-        store = f"http://127.0.0.1:{client}"
-        commands = (
-            [
-                *(assets / "etcd", "--data-dir", home / "etcd", "--unsafe-no-fsync", "--log-level=error"),
-                *("--listen-client-urls", store, "--advertise-client-urls", store),
-                *("--listen-peer-urls", f"http://127.0.0.1:{peer}"),
-            ],
-            [
-                *(assets / "kube-apiserver", "--etcd-servers", store, "--secure-port", str(port)),
-                *("--bind-address=127.0.0.1", "--cert-dir", home / "certs", "--token-auth-file", home / "tokens"),
-                *("--authorization-mode=AlwaysAllow", "--disable-admission-plugins=ServiceAccount"),
-                *("--service-account-key-file", home / "key", "--service-account-signing-key-file", home / "key"),
-                *("--service-account-issuer=https://tests", "--service-cluster-ip-range=10.250.0.0/16"),
-            ],
-        )
-        processes = []
-        try:
-            for command in commands:
-                with (home / f"{Path(command[0]).name}.log").open("w") as log:
-                    processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-            yield f"https://127.0.0.1:{port}", _TOKEN
-        finally:
-            for process in reversed(processes):
-                process.terminate()
-            for process in processes:
-                try:
-                    process.wait(timeout=10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait(timeout=10)
+def bare_server() -> Iterator[EnvTest]:
+    """An API server of this test run alone."""
+    server = EnvTest()
+    try:
+        server.__enter__()
+    except NoCluster as error:
+        pytest.skip(f"no API server: {error}; `make handlers` builds what is needed, or set KUBEBUILDER_ASSETS")
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(bare_server: EnvTest) -> EnvTest:
+    """The same, with our CRDs."""
+    asyncio.run(install(bare_server))
+    return bare_server
+
+
+@pytest.fixture
+async def cluster(server: EnvTest) -> AsyncIterator[KubeCluster]:
+    """The operator's own client, as administrator."""
+    async with KubeCluster(await configured(server.kubeconfig)) as found:
+        yield found
+
+
+async def install(server: EnvTest) -> None:
+    """Make the CRDs, and wait until they are served."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RESOURCES, "CustomResourceDefinition", CRD)
+        async with KubeCluster(await configured(server.kubeconfig)) as cluster, asyncio.timeout(60):
+            while not await established(cluster):  # noqa: ASYNC110 - nothing announces that a kind is served
+                await asyncio.sleep(0.05)
+
+
+async def established(cluster: KubeCluster) -> bool:
+    try:
+        for text in custom_resource_definitions().values():
+            document = yaml.safe_load(text)
+            await cluster.apply(document)
+            live = await cluster.get("CustomResourceDefinition", None, document["metadata"]["name"])
+            conditions = {each["type"]: each for each in (live or {}).get("status", {}).get("conditions") or ()}
+            if conditions.get("Established", {}).get("status") != "True":
+                return False
+            assert "NonStructuralSchema" not in conditions
+        await cluster.list("MachineType", None)
+        await cluster.list("DistributedApp", "default")
+    except Unavailable:
+        return False
+    except Conflict as error:  # served a moment after it is established
+        assert "could not find the requested resource" in str(error) or "404" in str(error)
+        return False
+    return True

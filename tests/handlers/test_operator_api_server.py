@@ -2,63 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import runpy
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes.aio.client import Configuration
 
 from drumline_operator.cluster import ClusterError, Conflict, Refused, Unavailable
-from drumline_operator.crd import custom_resource_definitions
-from drumline_operator.kube import RESOURCES, KubeCluster, Resource
+from drumline_operator.kube import RESOURCES, KubeCluster
 from drumline_operator.manifests.names import API_VERSIONS
 from drumline_operator.reconcile import Outcome, reconcile
 from drumline_operator.settings import OperatorSettings
 
-pytestmark = pytest.mark.timeout(90)
 SAMPLES = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "test_operator_crd.py"))
 GOOD, BAD, CROSS_FIELD, sample = (SAMPLES[name] for name in ("GOOD", "BAD", "CROSS_FIELD", "app"))
 SETTINGS = OperatorSettings(worker_image="base:1")
-CRD = Resource("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False)
-
-
-@pytest.fixture
-async def cluster(api_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KubeCluster]:
-    url, token = api_server
-    configuration = Configuration(host=url)
-    configuration.verify_ssl = False
-    configuration.api_key = {"BearerToken": f"Bearer {token}"}
-    monkeypatch.setitem(RESOURCES, "CustomResourceDefinition", CRD)
-    async with KubeCluster(configuration) as found, asyncio.timeout(60):
-        while not await established(found):  # noqa: ASYNC110 - nothing announces that an API server has come up
-            await asyncio.sleep(0.2)
-        yield found
-
-
-async def established(cluster: KubeCluster) -> bool:
-    try:
-        for text in custom_resource_definitions().values():
-            document = yaml.safe_load(text)
-            await cluster.apply(document)
-            live = await cluster.get("CustomResourceDefinition", None, document["metadata"]["name"])
-            conditions = {each["type"]: each for each in (live or {}).get("status", {}).get("conditions") or ()}
-            if conditions.get("Established", {}).get("status") != "True":
-                return False
-            assert "NonStructuralSchema" not in conditions
-        await cluster.list("MachineType", None)
-        await cluster.list("DistributedApp", "default")
-    except Unavailable:
-        return False
-    except Conflict as error:  # served a moment after it is established
-        assert "could not find the requested resource" in str(error) or "404" in str(error)
-        return False
-    return True
 
 
 def named(document: dict[str, Any], name: str) -> dict[str, Any]:

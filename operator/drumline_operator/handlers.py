@@ -1,0 +1,123 @@
+"""kopf as the watch layer of DistributedApps and MachineTypes: what it sees goes to a sink, and nothing else happens.
+
+Only ``on.event`` handlers: kopf then puts no finalizer, annotation or status on users' objects and posts no events. It
+runs in a thread of its own, because when it ends it cancels every task of the event loop that it runs in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+import kopf
+
+from drumline.api.v1alpha1 import GROUP
+
+log = logging.getLogger(__name__)
+
+KINDS: Final = {"distributedapps": "DistributedApp", "machinetypes": "MachineType"}
+#: Seconds between two starts of kopf after it has ended by itself, and for its end when it is asked to.
+_BASE, _LONGEST, _STOP = 0.5, 30.0, 3.0
+
+Sink = Callable[[str, str, Mapping[str, Any]], None]
+Login = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+class Watch:
+    """Watches both kinds until cancelled.
+
+    Args:
+        login: returns the fields of :class:`kopf.ConnectionInfo`; asked anew when they no longer work.
+        sink: gets kind, type of event (ADDED, MODIFIED, DELETED; None for what a list shows) and object, in the event loop
+            that :meth:`run` runs in.
+        namespaces: where apps are watched; empty: everywhere.
+    """
+
+    def __init__(self, login: Login, sink: Sink, namespaces: Sequence[str] = ()) -> None:
+        self._login, self._sink, self._namespaces = login, sink, tuple(namespaces)
+
+    async def run(self) -> None:
+        """Run kopf, and start it again when it ends."""
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            began, ended, stop = loop.time(), asyncio.Event(), threading.Event()
+            thread = threading.Thread(target=self._thread, args=(loop, ended, stop), name="kopf", daemon=True)
+            thread.start()
+            try:
+                await ended.wait()
+            finally:
+                stop.set()
+                if not ended.is_set():
+                    # Bounded: the thread is a daemon, and has nothing that could be lost.
+                    await asyncio.wait([asyncio.ensure_future(ended.wait())], timeout=_STOP)
+            failures = 0 if loop.time() - began > _LONGEST else failures + 1
+            await asyncio.sleep(min(_LONGEST, _BASE * 2.0 ** min(failures, 16)))
+
+    def _thread(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Event, stop: threading.Event) -> None:
+        try:
+            asyncio.run(self._kopf(loop, stop))
+        except Exception as error:
+            log.warning("kopf ended and is started again: %s: %s", type(error).__name__, error)
+        finally:
+            _tell(loop, ended.set)
+
+    async def _kopf(self, loop: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
+        registry = kopf.OperatorRegistry()
+
+        async def login(**_: Any) -> kopf.ConnectionInfo:
+            return kopf.ConnectionInfo(**await self._login())
+
+        kopf.on.login(registry=registry)(login)
+        for plural, kind in KINDS.items():
+
+            async def seen(event: Any, kind: str = kind, **_: Any) -> None:
+                _tell(loop, self._sink, kind, event["type"], event["object"])
+
+            kopf.on.event(GROUP, "v1alpha1", plural, id=plural, registry=registry)(seen)
+        await kopf.operator(
+            registry=registry,
+            settings=_settings(),
+            standalone=True,
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
+            stop_flag=stop,
+        )
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # which kinds and namespaces there are is known
+    settings.process.ultimate_exiting_timeout = None  # the process's end is ours
+    settings.queueing.exit_timeout = 0.5
+    settings.queueing.idle_timeout = 1.0
+    settings.watching.connect_timeout = 10.0
+    settings.networking.request_timeout = 30.0
+    settings.networking.error_backoffs = (0.5, 1, 2, 4, 8)
+    settings.persistence.diffbase_storage = _NoDiffs()
+    return settings
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Nobody here asks kopf what has changed, and its copies of whole objects cost more than all else of an event."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        return None
+
+
+def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        loop.call_soon_threadsafe(call, *arguments)
+    except RuntimeError:
+        if not loop.is_closed():  # it ended first: nobody listens any more
+            raise
