@@ -30,6 +30,8 @@ from drumline import (
 )
 from drumline.cli import app as command_line
 from drumline.server.metrics import Metrics
+from drumline_operator.settings import ENV_PREFIX as OPERATOR_PREFIX
+from drumline_operator.settings import OperatorSettings, ProcessSettings
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -110,17 +112,25 @@ def setting_rows(model: type[BaseModel], prefix: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("model", "prefix"), [(contract.RunnerSettings, contract.ENV_PREFIX), (contract.RestartSettings, "")]
+    ("model", "prefix", "page"),
+    [
+        (contract.RunnerSettings, contract.ENV_PREFIX, "reference/settings.md"),
+        (contract.RestartSettings, "", "reference/settings.md"),
+        (OperatorSettings, OPERATOR_PREFIX, "architecture/operator.md"),
+        (ProcessSettings, OPERATOR_PREFIX, "architecture/operator.md"),
+    ],
 )
-def test_settings_are_documented(model: type[BaseModel], prefix: str) -> None:
-    text = (REFERENCE / "settings.md").read_text()
+def test_settings_are_documented(model: type[BaseModel], prefix: str, page: str) -> None:
+    text = (REFERENCE.parent / page).read_text()
     missing = [row for row in setting_rows(model, prefix) if row not in text]
-    assert not missing, "add to docs/reference/settings.md:\n" + "\n".join(missing)
+    assert not missing, f"add to docs/{page}:\n" + "\n".join(missing)
 
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     named = set(re.findall(r"DRUMLINE_[A-Z_]+[A-Z]", "".join(path.read_text() for path in PAGES)))
-    assert named <= {contract.ENV_PREFIX + name.upper() for name in contract.RunnerSettings.model_fields}
+    ours = {contract.ENV_PREFIX + name.upper() for name in contract.RunnerSettings.model_fields}
+    fields = [*OperatorSettings.model_fields, *ProcessSettings.model_fields]
+    assert named <= ours | {OPERATOR_PREFIX + name.upper() for name in fields}
 
 
 def test_errors_are_documented() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -62,9 +61,3 @@ def test_what_kubernetes_says_about_a_service_of_this_name_is_no_setting() -> No
         "PORT_8080_TCP_PROTO": "tcp",
     }
     assert from_env({ENV_PREFIX + name: text for name, text in links.items()})[1] == ProcessSettings()
-
-
-def test_every_setting_is_on_the_page_about_the_operator() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "architecture" / "operator.md").read_text()
-    fields = [*OperatorSettings.model_fields, *ProcessSettings.model_fields]
-    assert [name for name in fields if f"`{ENV_PREFIX}{name.upper()}`" not in page] == []
