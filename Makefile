@@ -89,9 +89,8 @@ format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## Resolve requirements.lock anew from pyproject.toml (UPGRADE=1: newest versions)
-	tools/uv pip compile pyproject.toml --extra diffusion --extra operator --group dev --group cluster --universal --python-version 3.11 \
-		--no-header --no-emit-index-url --generate-hashes $(if $(UPGRADE),--upgrade) --quiet -o requirements.lock
+lock: ## Resolve requirements.lock and images/*.lock anew from pyproject.toml (UPGRADE=1: newest versions)
+	tools/lock $(if $(UPGRADE),--upgrade)
 
 clean: ## Remove the environment, caches and outputs
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist demo-output

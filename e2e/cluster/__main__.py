@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from . import fake_nodes, machine, pins, provider, schemas
+from . import fake_nodes, machine, pins, project, provider, schemas
 from .builder import Builder
 from .envtest import EnvTest
 from .errors import ClusterError
@@ -49,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
     image.add_argument("--file", type=Path, required=True, help="the Dockerfile")
     image.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     image.add_argument("context", type=Path, nargs="?", default=CHECKOUT, help="default: the checkout")
+    own = commands.add_parser(
+        "images", help="build the project's own images, and load them into the cluster if it runs"
+    )
+    own.add_argument("roles", nargs="*", metavar="ROLE", help=f"{' or '.join(project.ROLES)} (default: all)")
     commands.add_parser("kubeconfig", help="print the path of the administrator's kubeconfig")
     kubectl = commands.add_parser("kubectl", help="run kubectl")
     kubectl.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -136,6 +140,24 @@ def helm(store: Store, cluster: Cluster, arguments: Sequence[str]) -> int:
     return subprocess.run(line, env=cluster.environment() | homes, check=False).returncode
 
 
+def say(line: str) -> None:
+    """Tell about progress without getting into what is printed as the answer."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def own_images(cluster: Cluster, names: Sequence[str]) -> None:
+    """Build the project's images; print their names where they got into a cluster, else the places of their layouts."""
+    if unknown := sorted(set(names) - set(project.ROLES)):
+        raise ClusterError(f"there is no image {', '.join(unknown)}; there are {', '.join(project.ROLES)}")
+    for role in project.ROLES:
+        if names and role not in names:
+            continue
+        if cluster.kubeconfig.exists():
+            print(project.ensure(cluster, role, say))
+        else:
+            print(project.ProjectImage(role).layout(Builder(report=say)))
+
+
 def _local(cluster: Cluster, command: str) -> LocalCluster:
     if not isinstance(cluster, LocalCluster):
         raise ClusterError(f"`{command}` works with CLUSTER=local only")
@@ -153,6 +175,8 @@ def run(arguments: argparse.Namespace) -> int:
         case "prune":
             for path in Store().prune():
                 print(f"removed {path}")
+            for name in project.prune(Builder(report=say)):
+                print(f"removed {name}")
             return 0
         case "packages":
             machine.install()
@@ -167,7 +191,7 @@ def run(arguments: argparse.Namespace) -> int:
         case "conform":
             return conform(Store(), arguments.manifests, arguments.crd)
         case "build-image":
-            builder = Builder(report=lambda line: print(line, file=sys.stderr, flush=True))
+            builder = Builder(report=say)
             print(builder.build(arguments.name, arguments.file, arguments.context, arguments.build_arg))
             return 0
         case "envtest":
@@ -184,6 +208,8 @@ def run(arguments: argparse.Namespace) -> int:
         case "load-image":
             for path in arguments.path:
                 cluster.load_image(path, arguments.name)
+        case "images":
+            own_images(cluster, arguments.roles)
         case "kubeconfig":
             print(cluster.kubeconfig)
         case "kubectl":

@@ -6,16 +6,23 @@ and a node is then given only the layers that it lacks.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import json
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import machine
+from .errors import ClusterError
 from .images import Folder, images
+from .layout import CHECKOUT
 from .process import command
 from .store import cache_directory
 
@@ -23,10 +30,16 @@ from .store import cache_directory
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 #: Debian release by the image that its own Python stands in for: the same minor version takes the same wheels.
 BASES: Mapping[str, str] = {"python:3.13-slim-trixie": "trixie", "python:3.11-slim-bookworm": "bookworm"}
-PACKAGES = "python3,python3-pip,python3-venv,ca-certificates"
+#: The official image has Python's headers, too: Triton compiles against them.
+PACKAGES = "python3,python3-dev,python3-pip,python3-venv,ca-certificates"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: buildah and skopeo mount their storage and leave it so. A mount would stay, and no file in it could be linked elsewhere.
 _PRIVATE = ("unshare", "--mount", "--propagation=private")
+#: A Dockerfile that declares this argument gets the user's own cache of uv, in which the machine's wheels already are.
+UV_CACHE = "UV_CACHE_DIR"
+_UV_CACHE_INSIDE = "/var/cache/uv"
+#: Where a base says what it was made of.
+_MADE_OF = "dev.drumline.made-of"
 _WASTE = ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
 
 
@@ -59,17 +72,23 @@ class Builder:
         """
         machine.install(machine.IMAGE_PACKAGES, self.report)
         started = time.monotonic()
-        for base in bases(dockerfile.read_text()):
-            if base in BASES and not self._has(base):
-                self.make_base(base)
+        text = dockerfile.read_text()
+        for base in bases(text):
+            if base in BASES:
+                with self._locked(base):
+                    if not self._has(base):
+                        self.make_base(base)
         # The build sees the machine's network, and never looks for an image elsewhere.
         options = ["--isolation=chroot", "--network=host", "--pull-never", "--layers", "--format=oci", f"--tag={name}"]
         if CA_BUNDLE.exists():
             options.append(f"--volume={CA_BUNDLE}:{CA_BUNDLE}:ro")
+        if re.search(rf"^ARG {UV_CACHE}\b", text, re.MULTILINE):
+            options += [f"--volume={uv_cache()}:{_UV_CACHE_INSIDE}", f"--build-arg={UV_CACHE}={_UV_CACHE_INSIDE}"]
         options += [f"--build-arg={argument}" for argument in arguments]
         self._buildah("bud", *options, f"--file={dockerfile}", str(context))
         self.report(f"built {name} in {time.monotonic() - started:.1f} s")
-        return self._export(name)
+        with self._locked("export"):
+            return self._export(name)
 
     def make_base(self, name: str) -> None:
         """Make the stand-in for an official image.
@@ -92,10 +111,42 @@ class Builder:
         container = self._buildah("from", "scratch")
         self._buildah("copy", "--quiet", container, str(directory), "/")
         settings = ["--env", f"PATH={PATH}", "--env", "LANG=C.UTF-8", "--cmd", '["python3"]']
+        settings += ["--label", f"{_MADE_OF}={made_of(name)}"]
         self._buildah("config", *settings, container)
         self._buildah("commit", "--quiet", "--rm", container, f"localhost/{name}")
         shutil.rmtree(directory)
         self.report(f"made {name} from Debian {suite} in {time.monotonic() - started:.1f} s")
+
+    def keep(self, repository: str, count: int) -> list[str]:
+        """Remove all but the newest images of a repository, and what no image needs any more.
+
+        Args:
+            repository: A name without its tag.
+            count: How many stay.
+
+        Returns:
+            The names of those that were removed.
+        """
+        with self._locked("export"):
+            entries = [path / "index.json" for path in self.layout(f"{repository}:").parent.glob("*")]
+            layouts = [
+                (path.stat().st_mtime, image.name, path.parent)
+                for path in entries
+                if path.exists()
+                for image in images(Folder(path.parent), "any")
+                if image.name.rpartition(":")[0] == repository
+            ]
+            old = sorted(layouts, reverse=True)[count:]
+            for _, name, layout in old:
+                shutil.rmtree(layout)
+                with contextlib.suppress(ClusterError):  # somebody may have removed it by hand
+                    self._buildah("rmi", name)
+            return [name for _, name, _ in old]
+
+    def prune(self) -> None:
+        """Remove layers that belong to no image with a name; the next build makes anew those that it needs."""
+        with self._locked("export"):
+            self._buildah("rmi", "--prune", "--force")
 
     def unpacked(self) -> dict[str, Path]:
         """The files of every layer that was built here, by the layer's digest."""
@@ -110,16 +161,31 @@ class Builder:
     def _storage(self) -> Path:
         return self.root / "storage"
 
+    def layout(self, name: str) -> Path:
+        """Where the OCI layout of an image is, or will be."""
+        return self.root / "oci" / re.sub(r"[^\w.-]", "_", name)
+
+    @contextmanager
+    def _locked(self, what: str) -> Iterator[None]:
+        """Alone among all builds on the machine."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / f"{re.sub(r'[^a-z0-9.-]', '_', what)}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _has(self, name: str) -> bool:
-        listed = json.loads(self._buildah("images", "--json") or "[]") or []
+        """Whether a base is here, made as we would make it now."""
+        wanted = ["--filter", f"label={_MADE_OF}={made_of(name)}"]
+        listed = json.loads(self._buildah("images", "--json", *wanted) or "[]") or []
         return any(f"localhost/{name}" in (image.get("names") or []) for image in listed)
 
     def _export(self, name: str) -> Path:
         """Bring the layout of an image up to date."""
         started = time.monotonic()
-        layout = self.root / "oci" / re.sub(r"[^\w.-]", "_", name)
+        layout = self.layout(name)
         layout.mkdir(parents=True, exist_ok=True)
         (layout / "index.json").unlink(missing_ok=True)  # its old image would stay in it
+        link_siblings(layout)
         before = set(layout.glob("blobs/*/*"))
         # Not `buildah push`, which compresses all layers each time; this one skips those that are there.
         source = f"containers-storage:[overlay@{self._storage}/root+{self._storage}/run]{name}"
@@ -142,6 +208,18 @@ class Builder:
         return command(*_PRIVATE, "buildah", *storage, *arguments).strip()
 
 
+def made_of(base: str) -> str:
+    """What decides about a base that we make, as a short hash."""
+    return hashlib.sha256(f"{BASES[base]} {PACKAGES} {_WASTE}".encode()).hexdigest()[:16]
+
+
+def uv_cache() -> Path:
+    """The user's cache of uv, where the wheels of this machine's environments are."""
+    path = Path(command(CHECKOUT / "tools" / "uv", "cache", "dir").strip())
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def bases(dockerfile: str) -> list[str]:
     """The images that a Dockerfile begins with, but for its own stages and those given by a build argument."""
     found = re.findall(r"^FROM\s+(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?", dockerfile, re.MULTILINE | re.IGNORECASE)
@@ -156,3 +234,12 @@ def remove_unused(layout: Path) -> list[str]:
     for path in unused:
         path.unlink()
     return [f"{path.parent.name}:{path.name}" for path in unused]
+
+
+def link_siblings(layout: Path) -> None:
+    """Give an OCI layout the blobs of those beside it as hard links: what they share is neither written nor stored again."""
+    for path in layout.parent.glob("*/blobs/*/*"):
+        target = layout / path.relative_to(path.parents[2])
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)

@@ -98,6 +98,17 @@ class KindCluster:
             raise ClusterError("kind loads tar files whose images have names (`docker save`), nothing else")
         command("kind", "load", "image-archive", str(path), f"--name={NAME}")
 
+    def build_image(self, name: str, dockerfile: Path, context: Path) -> None:
+        """Build a Dockerfile with Docker and bring the image into every node.
+
+        Args:
+            name: Of the image, full and with a tag.
+            dockerfile: The Dockerfile.
+            context: The folder that COPY sees.
+        """
+        command("docker", "build", f"--tag={name}", f"--file={dockerfile}", str(context))
+        command("kind", "load", "docker-image", name, f"--name={NAME}")
+
     def kubectl(self, *arguments: str, input: str | None = None) -> str:
         """Run kubectl as the administrator and return what it prints."""
         return command("kubectl", *arguments, env=self.environment(), input=input)
