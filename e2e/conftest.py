@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from e2e.cluster import pins, provider
+from e2e.cluster import pins, project, provider
+from e2e.cluster.current import CurrentCluster
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.provider import Cluster
 from e2e.cluster.store import Store
@@ -74,3 +75,24 @@ def probe_image(cluster: Cluster) -> str:
     except ClusterError as error:
         impossible(f"{error}, and set E2E_PROBE_IMAGE to its name there (it is {store.image('probe')})")
     return pins.image_reference("probe")
+
+
+def _project_image(cluster: Cluster, role: project.Role) -> str:
+    try:
+        return project.ensure(cluster, role, report=lambda _: None)
+    except ClusterError as error:
+        if isinstance(cluster, CurrentCluster):
+            impossible(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def worker_image(cluster: Cluster) -> str:
+    """The worker image of this checkout; it is in every node. The first build on a machine takes minutes."""
+    return _project_image(cluster, "worker")
+
+
+@pytest.fixture(scope="session")
+def operator_image(cluster: Cluster) -> str:
+    """The operator image of this checkout; it is in every node."""
+    return _project_image(cluster, "operator")

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"one of {', '.join(pins.OWNERS)} (default: all)")
     commands.add_parser("prune", help="remove builds of other versions from the user's cache")
     commands.add_parser("packages", help="install the Debian packages that the cluster needs")
-    commands.add_parser("prepare", help="packages and build, where a cluster on this machine is possible")
+    commands.add_parser("prepare", help="packages, programs and images, where a cluster on this machine is possible")
     up = commands.add_parser("up", help="start the cluster, or what is missing of it")
     up.add_argument("--nodes", type=int, help="default: 2")
     up.add_argument("--gpus", type=int, help="GPUs of each node (default: 8)")
@@ -187,6 +187,8 @@ def run(arguments: argparse.Namespace) -> int:
             elif provider.kind_of_cluster() == "local":
                 machine.install()
                 Store().ensure(pins.CLUSTER_PROGRAMS)
+                for role in project.ROLES:  # a first build takes longer than a test may
+                    project.ProjectImage(role).layout(Builder(report=say))
             return 0
         case "conform":
             return conform(Store(), arguments.manifests, arguments.crd)
