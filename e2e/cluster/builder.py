@@ -75,7 +75,7 @@ class Builder:
         text = dockerfile.read_text()
         for base in bases(text):
             if base in BASES:
-                with self._locked(base):
+                with self.locked(base):
                     if not self._has(base):
                         self.make_base(base)
         # The build sees the machine's network, and never looks for an image elsewhere.
@@ -87,7 +87,7 @@ class Builder:
         options += [f"--build-arg={argument}" for argument in arguments]
         self._buildah("bud", *options, f"--file={dockerfile}", str(context))
         self.report(f"built {name} in {time.monotonic() - started:.1f} s")
-        with self._locked("export"):
+        with self.locked("export"):
             return self._export(name)
 
     def make_base(self, name: str) -> None:
@@ -127,25 +127,37 @@ class Builder:
         Returns:
             The names of those that were removed.
         """
-        with self._locked("export"):
+        with self.locked("export"):
             entries = [path / "index.json" for path in self.layout(f"{repository}:").parent.glob("*")]
             layouts = [
-                (path.stat().st_mtime, image.name, path.parent)
+                (path.stat().st_mtime, image.name)
                 for path in entries
                 if path.exists()
                 for image in images(Folder(path.parent), "any")
                 if image.name.rpartition(":")[0] == repository
             ]
-            old = sorted(layouts, reverse=True)[count:]
-            for _, name, layout in old:
-                shutil.rmtree(layout)
-                with contextlib.suppress(ClusterError):  # somebody may have removed it by hand
-                    self._buildah("rmi", name)
-            return [name for _, name, _ in old]
+            old = [name for _, name in sorted(layouts, reverse=True)[count:]]
+            for name in old:
+                self._remove(name)
+            return old
+
+    def remove(self, name: str) -> None:
+        """Remove an image that was built here; its layers stay as far as others need them.
+
+        Args:
+            name: Full, with its tag.
+        """
+        with self.locked("export"):
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        shutil.rmtree(self.layout(name), ignore_errors=True)
+        with contextlib.suppress(ClusterError):  # it may be gone, or was never there
+            self._buildah("rmi", name)
 
     def prune(self) -> None:
         """Remove layers that belong to no image with a name; the next build makes anew those that it needs."""
-        with self._locked("export"):
+        with self.locked("export"):
             self._buildah("rmi", "--prune", "--force")
 
     def unpacked(self) -> dict[str, Path]:
@@ -154,7 +166,9 @@ class Builder:
             layers = json.loads((self._storage / "root/overlay-layers/layers.json").read_text())
         except FileNotFoundError:
             return {}
-        folders = {layer["diff-digest"]: self._storage / "root/overlay" / layer["id"] / "diff" for layer in layers}
+        # Those of containers, such as builds that run now, have no digest.
+        done = [layer for layer in layers if "diff-digest" in layer]
+        folders = {layer["diff-digest"]: self._storage / "root/overlay" / layer["id"] / "diff" for layer in done}
         return {digest: folder for digest, folder in folders.items() if folder.is_dir()}
 
     @property
@@ -166,8 +180,8 @@ class Builder:
         return self.root / "oci" / re.sub(r"[^\w.-]", "_", name)
 
     @contextmanager
-    def _locked(self, what: str) -> Iterator[None]:
-        """Alone among all builds on the machine."""
+    def locked(self, what: str) -> Iterator[None]:
+        """Alone among all builds on the machine that say the same."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / f"{re.sub(r'[^a-z0-9.-]', '_', what)}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

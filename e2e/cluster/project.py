@@ -11,6 +11,8 @@ import os
 import platform
 import re
 import shlex
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ Role = Literal["worker", "operator"]
 ROLES: tuple[Role, ...] = get_args(Role)
 #: Layouts kept for each role: other checkouts use theirs, and a layout is little more than its own layers.
 KEPT = 8
+#: Of all files in a build: any time will do, as long as zip files can express it.
+_TIME = 1_577_836_800
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,29 @@ class ProjectImage:
         Raises:
             ClusterError: The build failed; the message has its output.
         """
-        path = builder.layout(self.reference)
-        if not (path / "index.json").exists():
-            builder.build(self.reference, self.dockerfile, self.checkout)
-            builder.keep(f"{REGISTRY}/{self.role}", KEPT)
+        builder.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=builder.root, prefix="context-") as directory:
+            # Of a copy, in which nothing changes between the hash and the end of the build.
+            image = self._copy(Path(directory))
+            path = builder.layout(image.reference)
+            with builder.locked(f"{self.role} image"):
+                if not (path / "index.json").exists():
+                    builder.build(image.reference, image.dockerfile, image.checkout)
+                    builder.keep(f"{REGISTRY}/{self.role}", KEPT)
         return path
+
+    def _copy(self, target: Path) -> ProjectImage:
+        """Copy what it is made from, with the same modes and times in all checkouts: builders keep layers by these, too."""
+        for path in (self.dockerfile, self.checkout / ".dockerignore", *self.sources()):
+            copy = target / path.relative_to(self.checkout)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            copy.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+        for path in (target, *target.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o755)
+            os.utime(path, (_TIME, _TIME))
+        return ProjectImage(self.role, target)
 
 
 def copied(dockerfile: str) -> list[str]:

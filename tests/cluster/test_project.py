@@ -18,7 +18,7 @@ from e2e.cluster.project import ROLES, ProjectImage, copied, ensure
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of what the images are made from, and a README."""
-    for name in ("Dockerfile.worker", "Dockerfile.operator", "LICENSE", "pyproject.toml", "README.md"):
+    for name in ("Dockerfile.worker", "Dockerfile.operator", ".dockerignore", "LICENSE", "pyproject.toml", "README.md"):
         shutil.copyfile(CHECKOUT / name, tmp_path / name)
     for name in ("images", "worker", "operator"):
         shutil.copytree(CHECKOUT / name, tmp_path / name)

@@ -36,7 +36,7 @@ from drumline_operator.settings import OperatorSettings, ProcessSettings
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 MAKEFILE = (ROOT / "Makefile").read_text()
-PAGES = [path for path in sorted(ROOT.rglob("*.md")) if not {".venv", ".cache", "build"} & set(path.parts)]
+PAGES = [path for path in sorted(ROOT.rglob("*.md")) if not {".venv", ".cache", ".cluster", "build"} & set(path.parts)]
 
 page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
