@@ -11,7 +11,8 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint crds reference types layers unit handlers contract process strategies scenarios cluster-up cluster-down cluster-status envtest gpu bench bench-quick format lock clean
+# Every target here is a name, not a file.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +85,9 @@ bench: setup ## Latency, throughput and start-up against their floors, saved as 
 
 bench-quick: setup ## The same, shorter and less exact
 	$(PYTHON_HERE) -m bench --quick $(ARGS)
+
+bench-peers: setup ## The same work behind other servers, each in an environment of its own, beside ours
+	$(BIN)/python -m bench.peers $(ARGS)
 
 format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

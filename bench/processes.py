@@ -80,6 +80,32 @@ class Http:
                 connection.close()
         raise RuntimeError(f"no answer from port {self.port} in {timeout} s")
 
+    def wait_until_serving(self, process: subprocess.Popen[bytes], path: str, timeout: float) -> None:
+        """Return when ``POST path`` answers 200; for servers that have no readiness of ours.
+
+        Raises:
+            RuntimeError: the process ended, or the time is over.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+                connection.request("POST", path, b"{}", {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status == 200:
+                    return
+            except (ConnectionError, http.client.HTTPException):
+                pass
+            finally:
+                connection.close()
+            try:  # nothing tells when another's server is ready, so it is asked; its end is noticed at once
+                code = process.wait(timeout=0.02)
+            except subprocess.TimeoutExpired:
+                continue
+            raise RuntimeError(f"{process.args!r} ended with {code}")
+        raise RuntimeError(f"no answer from port {self.port} in {timeout} s")
+
     async def load(self, body: dict[str, Any], *, connections: int = 1, path: str = "/", **options: float) -> Load:
         """Run the load client in its own process; ``options`` are its ``--requests``, ``--seconds``, ``--warmup``."""
         command = [sys.executable, "-m", "bench.http_load", "--port", str(self.port), "--path", path]

@@ -90,9 +90,9 @@ def test_the_readme_shows_the_two_commands() -> None:
 
 
 def test_every_target_is_explained() -> None:
-    phony = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split()
+    targets = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r"make ([a-z-]+)", shown)) == set(phony)
+    assert set(re.findall(r"make ([a-z-]+)", shown)) == set(targets)
 
 
 # -- reference

@@ -29,6 +29,8 @@ from drumline.runner.ticket import Ticket
 
 log = logging.getLogger("drumline.runner")
 
+_NEWEST = 0.1  # its weight in the mean of run times
+
 
 class Engine:
     """Runs one group on the event loop that it is made on."""
@@ -53,6 +55,7 @@ class Engine:
         self._flight_sequence = 0
         self._hang = HangWatch(group, plan.hang_timeout, self._lost, self.spawn_task)
         self._renew_nursery = False
+        self.mean_run_time = 0.5  # a guess, until some have run
 
     # -- effects
 
@@ -298,6 +301,8 @@ class Engine:
         if error is None and ticket.value is None:
             ticket.value = Packed(b"\xc0", [])
         ticket.finish(error)
+        if error is None and ticket.run_time is not None:
+            self.mean_run_time += (ticket.run_time - self.mean_run_time) * _NEWEST
         for observer in self._observers:
             observer.request_finished(ticket)
 

@@ -150,7 +150,9 @@ class DistributedRunner(Lifecycle):
             raise self._not_ready()
         if self._group.queue.full and not self._group.idle:
             depth = len(self._group.queue)
-            raise QueueFull(f"{depth} requests wait already", depth=depth, retry_after=self._retry_after(depth))
+            # When those that wait now have run, if they are like those before them.
+            wait = min(max(depth * self._engine.mean_run_time, 1.0), 60.0)
+            raise QueueFull(f"{depth} requests wait already", depth=depth, retry_after=wait)
         packed = plan.packed(payload, "payload")
         info = context.current_request.get()
         number = next(self._numbers)
@@ -175,10 +177,6 @@ class DistributedRunner(Lifecycle):
             self._keepalive.postpone()
         engine.add(ticket)
         return ticket
-
-    @staticmethod
-    def _retry_after(depth: int) -> float:
-        return max(1.0, min(60.0, depth * 0.5))
 
     def _expire(self, number: int, waiting_only: bool) -> None:
         if self._engine is not None:

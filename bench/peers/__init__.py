@@ -1,0 +1,1 @@
+"""The same worker behind other servers, in one run with ours."""

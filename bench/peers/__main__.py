@@ -1,0 +1,125 @@
+"""``python -m bench.peers``: the same work behind every server, measured in turn in one run, saved as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+from bench.peers.contestants import CONTESTANTS, Contestant, running
+from bench.peers.measures import MEASURES, QUICK, Death, Effort, death
+from bench.report import RESULTS, machine, number
+
+Figures = dict[str, dict[str, list[float]]]
+"""By contestant and measure: one value per round."""
+
+
+async def rounds(contestants: list[Contestant], count: int, effort: Effort) -> Figures:
+    """Measure all contestants, which run side by side, one after another in every round; each round begins with another."""
+    figures: Figures = {contestant.name: {} for contestant in contestants}
+    with ExitStack() as stack:
+        servers = []
+        for contestant in contestants:
+            started = time.perf_counter()
+            servers.append(stack.enter_context(running(contestant)))
+            figures[contestant.name]["start"] = [time.perf_counter() - started]
+            _say(f"{contestant.name} serves")
+        for i in range(count):
+            for measure in MEASURES:
+                for server in servers[i % len(servers) :] + servers[: i % len(servers)]:
+                    value = await measure.take(server, effort)
+                    if value is not None:
+                        figures[server.contestant.name].setdefault(measure.key, []).append(value)
+            _say(f"round {i + 1} of {count}")
+        for server in servers:
+            figures[server.contestant.name]["memory"] = [server.memory() / (1 << 20)]
+    return figures
+
+
+async def deaths(contestants: list[Contestant]) -> dict[str, Death]:
+    """Kill a process of each contestant that has any beside the server itself."""
+    seen = {}
+    for contestant in contestants:
+        if contestant.ranks:
+            with running(contestant) as server:
+                seen[contestant.name] = await death(server)
+            _say(f"{contestant.name}: {seen[contestant.name]}")
+    return seen
+
+
+def table(figures: Figures) -> str:
+    """Return the medians, one line per measure, with the ratio to ours in brackets."""
+    names = list(figures)
+    titles = {measure.key: f"{measure.title} ({measure.unit})" for measure in MEASURES}
+    titles |= {"start": "command to first answer (s)", "memory": "memory of all processes, USS (MiB)"}
+    lines = [("measure", *names), ("-",) * (len(names) + 1)]
+    for key, title in titles.items():
+        cells = []
+        for name in names:
+            values = figures[name].get(key)
+            ours = figures.get("drumline", {}).get(key)
+            cell = number(median(values)) if values else "-"
+            if values and ours and name != "drumline":
+                cell += f" ({number(median(values) / median(ours))}x)"
+            cells.append(cell)
+        lines.append((title, *cells))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measure, print, save."""
+    names = [contestant.name for contestant in CONTESTANTS]
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="shorter and less exact")
+    parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 1)")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {', '.join(names)}"
+    )
+    parser.add_argument(
+        "--name", help="save as bench/results/NAME.json (default: peers; with --quick or --only nothing)"
+    )
+    parser.add_argument("--no-deaths", action="store_true", help="kill nothing")
+    args = parser.parse_args()
+    count = args.rounds or (1 if args.quick else 5)
+    chosen = [contestant for contestant in CONTESTANTS if contestant.name in args.only]
+    facts: dict[str, Any] = machine()
+    figures = asyncio.run(rounds(chosen, count, QUICK if args.quick else Effort()))
+    ends = {} if args.no_deaths else asyncio.run(deaths(chosen))
+    print(table(figures))
+    for name, end in ends.items():
+        print(
+            f"{name}: killed in flight: {end.answer}, told after {_seconds(end.told_s)}, serves after {_seconds(end.back_s)}"
+        )
+    name = args.name or (None if args.quick or args.only != names else "peers")
+    if name:
+        document = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "quick": args.quick,
+            "rounds": count,
+            "machine": facts,
+            "contestants": {each.name: {"ranks": each.ranks, "settings": each.settings} for each in chosen},
+            "figures": figures,
+            "deaths": {name: asdict(end) for name, end in ends.items()},
+        }
+        path = RESULTS / f"{name}.json"
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        print(f"saved as {path.relative_to(RESULTS.parents[1])}")
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"
+
+
+if __name__ == "__main__":
+    main()
