@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from drumline.errors import ConfigurationError
 from drumline_operator.cluster import ClusterError, Conflict, Expired, Forbidden, Raw, Refused, Throttled, Unavailable
 from drumline_operator.manifests.names import FIELD_MANAGER
 from drumline_operator.reflector import Page, Watched
+from drumline_operator.runner_client import RunnerClient
 
 
 class Resource(NamedTuple):
@@ -56,7 +57,6 @@ RESOURCES: Final = {
 }
 _PAGE: Final = 500
 _APPLY: Final = "application/apply-patch+yaml"
-_RUNNER_SECONDS: Final = 2.0
 #: Kubernetes' own limit of an event's message.
 _EVENT_LIMIT: Final = 1024
 #: An API server ends a watch after this many seconds, a little differently each time, and is silent for at most a
@@ -104,12 +104,16 @@ class KubeCluster:
     Args:
         configuration: where the API server is; None: the pod's service account, else the kubeconfig's current context.
         timeout: seconds that one call may take.
+        wrote: gets the HTTP method of each call that may change something, but for Leases.
     """
 
-    def __init__(self, configuration: Configuration | None = None, timeout: float = 15.0) -> None:
-        self._configuration, self._timeout = configuration, timeout
-        #: Calls that may change something, for tests and metrics.
-        self.writes = 0
+    def __init__(
+        self,
+        configuration: Configuration | None = None,
+        timeout: float = 15.0,
+        wrote: Callable[[str], None] = lambda method: None,
+    ) -> None:
+        self._configuration, self._timeout, self._wrote = configuration, timeout, wrote
 
     async def __aenter__(self) -> Self:
         if self._configuration is None:
@@ -119,13 +123,13 @@ class KubeCluster:
         self._api = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=tls), trust_env=True, auto_decompress=True
         )
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_RUNNER_SECONDS))
+        self._runners = await RunnerClient().__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.close()
+        await self._runners.close()
         await self._api.close()
 
     async def get(self, kind: str, namespace: str | None, name: str) -> Raw | None:
@@ -243,15 +247,7 @@ class KubeCluster:
 
     async def runner_status(self, pod: Raw, port: int) -> Raw | None:
         """Return what the runner in ``pod`` says about its ranks, or None when it does not answer."""
-        address = pod["status"]["podIP"]
-        host = f"[{address}]" if ":" in address else address
-        try:
-            # Open without a key, also where the app asks for keys; 503 has the same body as 200.
-            async with self._http.get(f"http://{host}:{port}/readyz") as answer:
-                body = await answer.json(content_type=None)
-        except (aiohttp.ClientError, TimeoutError, ValueError):
-            return None
-        return body if isinstance(body, dict) else None
+        return await self._runners.runner_news(pod["status"]["podIP"], port, None)
 
     async def create(self, manifest: Raw) -> Raw:
         """Make an object that is not there yet.
@@ -300,8 +296,8 @@ class KubeCluster:
         missing: Any = ...,
     ) -> Any:
         """One call. ``missing``: what a 404 gives; without it a 404 is a Conflict: the object is gone."""
-        if method != "GET":
-            self.writes += 1
+        if method != "GET" and not path.startswith(RESOURCES["Lease"].base):
+            self._wrote(method)
         headers = await self._headers(accept)
         if body is not None:
             headers["Content-Type"] = content_type

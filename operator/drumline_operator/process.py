@@ -1,32 +1,37 @@
-"""The operator's process: watches fill the store, what changes wakes keys, workers run them."""
+"""The operator's process: watches fill the store, what changes wakes keys, the leader's workers run them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
 from drumline_operator.apps import Apps
+from drumline_operator.cached import CachedCluster
 from drumline_operator.cluster import Throttled
+from drumline_operator.election import Election
 from drumline_operator.endpoints import Health, serving
 from drumline_operator.handlers import Watch
 from drumline_operator.kube import KubeCluster, credentials
-from drumline_operator.manifests import labels
+from drumline_operator.leader import Candidate
+from drumline_operator.machine_types import MACHINE_TYPE_PREFIX
+from drumline_operator.metrics import Metrics
 from drumline_operator.reconcile import reconcile
-from drumline_operator.reflector import Reflector
+from drumline_operator.runner_client import RunnerClient
+from drumline_operator.runners import Runners
 from drumline_operator.settings import OperatorSettings, ProcessSettings
 from drumline_operator.store import Change, Store
+from drumline_operator.trimmed import whole
+from drumline_operator.watches import Watches
 from drumline_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
-
-#: What belongs to apps; the API server leaves out what does not carry this label.
-OWNED: Final = ("Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "Pod")
 
 
 class Process:
@@ -39,24 +44,25 @@ class Process:
 
     def __init__(self, operator: OperatorSettings, process: ProcessSettings) -> None:
         self._operator, self._settings = operator, process
-        self.registry = CollectorRegistry()
-        self._kube = KubeCluster(timeout=process.request_timeout)
-        self.store = Store(self._changed)
-        self.apps = Apps(self.store)
-        self.queue = WorkQueue(
+        self._store = Store(self._changed)
+        self._apps = Apps(self._store)
+        self._queue = WorkQueue(
             self._reconcile, retry_after=_retry_after, workers=process.workers, resync=process.resync
         )
-        places: tuple[str | None, ...] = process.watch_namespaces or (None,)
-        self._lists = [
-            Reflector(self._kube, self.store, kind, namespace)
-            for kind in ("MachineType", "DistributedApp")
-            for namespace in (places if kind == "DistributedApp" else (None,))
-        ]
-        self._reflectors = [
-            Reflector(self._kube, self.store, kind, namespace, labels.APP) for kind in OWNED for namespace in places
-        ]
-        if process.watch_nodes:
-            self._reflectors.append(Reflector(self._kube, self.store, "Node", optional=True))
+        self._metrics = Metrics(self._depth, lambda: self._apps, lambda: self._watches.ages(_now()))
+        self._kube = KubeCluster(timeout=process.request_timeout, wrote=self._metrics.wrote)
+        self._http = RunnerClient()
+        self._watches = Watches(self._kube, self._store, process.watch_namespaces, nodes=process.watch_nodes)
+        self._runners = Runners(self._http, self._news)
+        self._cluster = CachedCluster(
+            self._kube,
+            self._store,
+            runner=self._runners.said,
+            watched=self._watches.watched,
+            refused=self._watches.refused,
+            clock=_now,
+        )
+        self._owners: dict[str, str] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set.
@@ -64,57 +70,115 @@ class Process:
         Raises:
             ConfigurationError: there is no API server to be found, or the port cannot be used.
         """
-        health = Health(alive=list, ready=self._not_ready)
-        async with self._kube, serving(self._settings.address, health, self.registry) as port:
+        health = Health(alive=list, ready=self._watches.missing)
+        serve = serving(self._settings.address, health, self._metrics.registry)
+        async with self._kube, self._http, serve as port:
             log.info("drumline-operator %s serves port %d", self._operator.version, port)
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._work(), name="work"),
-                    *(group.create_task(each.run(), name=f"watch {each.kind}") for each in self._reflectors),
+                    group.create_task(self._watches.run(), name="watches"),
                     group.create_task(self._watch_apps(), name="watch apps"),
+                    group.create_task(self._take_part(), name="election"),
                 ]
                 await stop.wait()
+                log.info("asked to end")
                 for task in tasks:
                     task.cancel()
 
     async def _watch_apps(self) -> None:
-        """List both kinds of our own, have kopf watch them, and list them again from time to time.
-
-        kopf lists anew by itself when its watch was too old, but never tells what has gone meanwhile.
-        """
-        for each in self._lists:
-            await each.list_until_done()
+        await self._watches.list_custom()
         watch = Watch(credentials, self._seen, self._settings.watch_namespaces)
         async with asyncio.TaskGroup() as group:
             group.create_task(watch.run(), name="kopf")
             while True:
                 await asyncio.sleep(self._settings.relist)
-                for each in self._lists:
-                    await each.list_until_done()
+                await self._watches.list_custom()
 
-    async def _work(self) -> None:
-        for each in (*self._lists, *self._reflectors):
-            await each.synced.wait()
-        log.info("all is seen: %d apps", self.store.count("DistributedApp"))
-        await self.queue.run()
+    async def _take_part(self) -> None:
+        await self._watches.synced()
+        log.info("all is seen: %d apps", self._store.count("DistributedApp"))
+        if not self._settings.leader_election:
+            await self._lead()
+            return
+        identity = self._settings.identity or f"{socket.gethostname()}_{secrets.token_hex(4)}"
+        candidate = Candidate(identity, int(self._settings.lease_duration), self._settings.renew_deadline)
+        election = Election(
+            self._kube,
+            candidate,
+            namespace=self._operator.namespace,
+            name=self._settings.lease_name,
+            retry_period=self._settings.retry_period,
+            work=self._lead,
+        )
+        await election.run()
+
+    async def _lead(self) -> None:
+        """Work on everything; what another leader did or left undone is looked at, too."""
+        self._metrics.leader.set(1)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._runners.run(), name="runners")
+                await asyncio.sleep(0)  # until it has begun
+                for pod in self._store.all("Pod"):
+                    self._owners[pod.uid] = f"{pod.namespace}/{pod.app}"
+                    self._runners.pod(pod.uid, whole("Pod", pod))
+                for each in self._store.all("DistributedApp"):
+                    self._queue.add(f"{each.namespace}/{each.name}")
+                for each in self._store.all("MachineType"):
+                    self._queue.add(f"{MACHINE_TYPE_PREFIX}{each.name}")
+                await self._queue.run()
+        finally:
+            self._metrics.leader.set(0)
 
     async def _reconcile(self, key: str) -> float | None:
-        outcome = await reconcile(key, self._kube, lambda: datetime.now(UTC), self._operator)
+        with self._metrics.duration.time():
+            try:
+                outcome = await reconcile(key, self._cluster, lambda: datetime.now(UTC), self._operator)
+            except Exception:
+                self._metrics.reconciles.labels("error").inc()
+                raise
+        self._metrics.reconciles.labels("gone" if outcome.gone else "success").inc()
         return -1.0 if outcome.gone else outcome.again
 
     def _changed(self, change: Change) -> None:
-        for key, after in self.apps.concerned(change):
-            self.queue.add(key, after)
+        """A watch has shown something new."""
+        for key, after in self._apps.concerned(change):
+            self._queue.add(key, after)
+        if change.kind == "Pod":
+            self._pod_changed(change)
+        elif any(kept and b'"configMap"' in kept.data for kept in (change.old, change.new)):
+            self._watches.want_sources({each.namespace for each in self._apps if each.config_map})
+
+    def _pod_changed(self, change: Change) -> None:
+        if change.old is not None and (change.new is None or change.new.uid != change.old.uid):
+            self._runners.pod(change.old.uid, None)
+            self._owners.pop(change.old.uid, None)
+        if change.new is not None:
+            self._owners[change.new.uid] = f"{change.new.namespace}/{change.new.app}"
+            self._runners.pod(change.new.uid, whole("Pod", change.new))
+
+    def _news(self, uid: str) -> None:
+        """A runner has said something new."""
+        if uid in self._owners:
+            self._queue.add(self._owners[uid])
 
     def _seen(self, kind: str, type: str, raw: Mapping[str, Any]) -> None:
+        """Kopf has shown something."""
+        for each in self._watches.custom:
+            if each.kind == kind:
+                each.heard = _now()
         text = msgspec.json.encode(raw)
         if type == "DELETED":
-            self.store.gone(kind, text)
+            self._store.gone(kind, text)
         else:
-            self.store.seen(kind, text)
+            self._store.seen(kind, text)
 
-    def _not_ready(self) -> list[str]:
-        return [f"{each.kind} not seen yet" for each in (*self._lists, *self._reflectors) if not each.synced.is_set()]
+    def _depth(self) -> int:
+        return self._queue.schedule.ready(_now())
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _retry_after(error: Exception) -> float:

@@ -42,6 +42,7 @@ class Store:
         self._objects: dict[str, dict[tuple[str, str], Kept]] = {}
         self._by_app: dict[tuple[str, str, str], set[str]] = {}
         self._buried: dict[str, set[str]] = {}
+        self._states: dict[str, int] = {}
 
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         """Return an object, or None when there is none."""
@@ -64,6 +65,10 @@ class Store:
     def count(self, kind: str) -> int:
         """Return how many objects of a kind there are."""
         return len(self._objects.get(kind, {}))
+
+    def state(self, kind: str) -> int:
+        """Return a number that is another one after every change of a kind's objects."""
+        return self._states.get(kind, 0)
 
     def seen(self, kind: str, text: bytes | Raw) -> None:
         """A watch has shown an object."""
@@ -122,6 +127,7 @@ class Store:
             if old.version >= kept.version:
                 return
             self._unindex(kind, old)
+        self._states[kind] = self.state(kind) + 1
         self._objects.setdefault(kind, {})[kept.namespace, kept.name] = kept
         if kept.app:
             self._by_app.setdefault((kind, kept.namespace, kept.app), set()).add(kept.name)
@@ -129,6 +135,7 @@ class Store:
             self.on_change(Change(kind, old, kept))
 
     def _drop(self, kind: str, old: Kept) -> None:
+        self._states[kind] = self.state(kind) + 1
         del self._objects[kind][old.namespace, old.name]
         self._unindex(kind, old)
 

@@ -142,6 +142,10 @@ class WorkQueue:
     async def _one(self, key: str, free: asyncio.Semaphore) -> None:
         try:
             again = await self._handle(key)
+        except asyncio.CancelledError:
+            self.schedule.done(key)
+            self.schedule.add(key, self._clock())  # nobody knows how far it came; run() may be called again
+            raise
         except Exception as error:
             delay = self.schedule.failed(key, self._clock(), self._retry_after(error))
             log.warning("%s: %s: %s; again in %.2f s", key, type(error).__name__, error, delay)

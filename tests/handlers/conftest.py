@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import yaml
 from e2e.cluster.envtest import EnvTest
 from e2e.cluster.errors import ClusterError as NoCluster
+from tests.handlers.harness import Operator, Start
 
 from drumline_operator.cluster import Conflict, Unavailable
 from drumline_operator.crd import custom_resource_definitions
 from drumline_operator.kube import RESOURCES, KubeCluster, Resource, configured
 
 CRD = Resource("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False)
+
+NAMESPACE = Resource("/api/v1", "namespaces", namespaced=False)
 
 
 @pytest.fixture(scope="session")
@@ -72,3 +80,43 @@ async def established(cluster: KubeCluster) -> bool:
         assert "could not find the requested resource" in str(error) or "404" in str(error)
         return False
     return True
+
+
+@pytest.fixture
+async def start(server: EnvTest) -> AsyncIterator[Start]:
+    """Starts operators; each test has namespaces of its own, so that they do not see each other's apps."""
+    started: list[Operator] = []
+
+    async def start(*, kubeconfig: Path | None = None, **settings: object) -> Operator:
+        given = {
+            "BIND": "127.0.0.1:0",
+            "LOG_FORMAT": "json",
+            "NAMESPACE": "default",
+            "LEADER_ELECTION": False,
+            **settings,
+        }
+        environment = {f"DRUMLINE_OPERATOR_{name}": str(value) for name, value in given.items()}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "drumline_operator"),
+            env={**os.environ, **environment, "KUBECONFIG": str(kubeconfig or server.kubeconfig)},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        started.append(Operator(process))
+        line = await started[-1].says("serves port")
+        started[-1].url = f"http://127.0.0.1:{line['message'].rpartition(' ')[2]}"
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.returncode is None:
+            each.process.kill()
+        await each.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+async def namespace(cluster: KubeCluster, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A namespace of this test alone."""
+    monkeypatch.setitem(RESOURCES, "Namespace", NAMESPACE)
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:50].strip("-")
+    await cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    return name

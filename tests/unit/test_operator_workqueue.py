@@ -181,3 +181,24 @@ async def test_a_key_that_is_gone_is_forgotten() -> None:
     queue.add("a")
     await worked(queue, ran.wait)
     assert len(queue.schedule) == 0
+
+
+async def test_a_run_that_is_cut_off_is_done_again_when_work_begins_anew() -> None:
+    began = asyncio.Event()
+    runs: list[str] = []
+
+    async def handle(key: str) -> None:
+        runs.append(key)
+        began.set()
+        if len(runs) == 1:
+            await asyncio.Event().wait()
+
+    queue = WorkQueue(handle)
+    queue.add("a")
+    for _ in range(2):
+        task = asyncio.create_task(queue.run())
+        await began.wait()
+        began.clear()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert runs == ["a", "a"]

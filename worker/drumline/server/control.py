@@ -24,8 +24,12 @@ from drumline.server.service import Service
 
 log = logging.getLogger("drumline.server")
 
-#: Longest wait of ``GET /status?since=``, in seconds.
+#: Longest wait of ``GET /status?since=`` and ``GET /readyz?since=``, in seconds.
 STATUS_WAIT = 30.0
+Since = Annotated[
+    int | None,
+    Query(ge=0, le=1 << 53, description="a `version` seen before: wait up to 30 s until the status has another"),
+]
 _SUFFIXES = {
     401: "unauthorized",
     403: "forbidden",
@@ -47,7 +51,9 @@ def control_router(service: Service, metrics: Metrics, openapi: Callable[[], dic
     async def healthz() -> Response:
         return _json({"status": "ok"})
 
-    async def readyz() -> Response:
+    async def readyz(since: Since = None) -> Response:
+        if since is not None:
+            await board.wait(since, STATUS_WAIT)
         return status(200 if board.ready else 503)
 
     for path in ("/startupz", "/readyz"):
@@ -61,14 +67,7 @@ def control_router(service: Service, metrics: Metrics, openapi: Callable[[], dic
         )
 
     @router.get("/status", summary="State of the group and its ranks")
-    async def get_status(
-        since: Annotated[
-            int | None,
-            Query(
-                ge=0, le=1 << 53, description="a `version` seen before: wait up to 30 s until the status has another"
-            ),
-        ] = None,
-    ) -> Response:
+    async def get_status(since: Since = None) -> Response:
         if since is not None:
             await board.wait(since, STATUS_WAIT)
         return status(200)
