@@ -1,4 +1,4 @@
-"""One cluster for all scenarios, a namespace for each test, and no silent skips in CI."""
+"""One cluster and one operator for all scenarios, a namespace for each test, and no silent skips in CI."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from e2e.cluster import pins, project, provider
@@ -14,6 +15,11 @@ from e2e.cluster.current import CurrentCluster
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.provider import Cluster
 from e2e.cluster.store import Store
+from e2e.harness import apps, report
+from e2e.harness import images as harness_images
+from e2e.harness.client import Client
+from e2e.harness.kube import Kube
+from e2e.harness.operator import Operator
 
 #: Seconds for a scenario, unless it says otherwise: a limit for a busy machine with two cores.
 TIMEOUT = 300
@@ -24,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUT))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Put the state of a failed scenario's namespace into its report; the namespace is still there."""
+    found = yield
+    kube = getattr(item, "funcargs", {}).get("kube")
+    if found.failed and isinstance(kube, Kube):
+        found.sections += report.sections(kube, getattr(item, "funcargs", {}).get("operator"))
+    return found
 
 
 def impossible(reason: str) -> None:
@@ -96,3 +112,40 @@ def worker_image(cluster: Cluster) -> str:
 def operator_image(cluster: Cluster) -> str:
     """The operator image of this checkout; it is in every node."""
     return _project_image(cluster, "operator")
+
+
+@pytest.fixture(scope="session")
+def client_image(cluster: Cluster) -> str:
+    """An image with curl and git; it is in every node."""
+    try:
+        return harness_images.client(cluster)
+    except ClusterError as error:
+        if isinstance(cluster, CurrentCluster):
+            impossible(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Cluster, operator_image: str, worker_image: str) -> Iterator[Operator]:
+    """The operator, installed with the chart. It is removed with the cluster, or after the scenarios if that stays."""
+    installed = Operator(cluster)
+    values = {}
+    for key, image in (("image", operator_image), ("workerImage", worker_image)):
+        values[f"{key}.repository"], _, values[f"{key}.tag"] = image.rpartition(":")
+    installed.install(values)
+    yield installed
+    installed.uninstall()
+
+
+@pytest.fixture
+def kube(cluster: Cluster, operator: Operator, namespace: str) -> Kube:
+    """The test's namespace, with the ConfigMap `code` in it: the scenarios' workers."""
+    found = Kube(cluster, namespace)
+    found.apply(apps.code())
+    return found
+
+
+@pytest.fixture
+def client(kube: Kube, client_image: str) -> Client:
+    """A pod in the test's namespace to call apps from."""
+    return Client(kube, client_image)

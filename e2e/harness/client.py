@@ -1,0 +1,319 @@
+"""A pod that calls apps as their users do: curl and the drumline command, from inside the cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import queue
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from e2e.cluster.errors import ClusterError
+from e2e.harness.apps import RESTRICTED_CONTAINER, RESTRICTED_POD
+from e2e.harness.kube import LIMIT, Kube, TooLate, has
+
+#: The last line of what a background command writes; in an event stream it is a comment.
+_END: Final = ": ended with "
+_numbers = itertools.count(1)
+
+
+def pod(name: str, image: str, command: list[str], **spec: Any) -> dict[str, Any]:
+    """A pod of the restricted profile with a writable /tmp.
+
+    Args:
+        name: Of the pod, and the value of its label `client`.
+        image: With a shell.
+        command: What it runs.
+        spec: More of its spec.
+    """
+    container = {
+        "name": "client",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": command,
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "workingDir": "/tmp",
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
+        "securityContext": RESTRICTED_CONTAINER,
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"client": name}},
+        "spec": {
+            "containers": [container],
+            "volumes": [{"name": "tmp", "emptyDir": {}}],
+            "terminationGracePeriodSeconds": 0,
+            "automountServiceAccountToken": False,
+            "securityContext": RESTRICTED_POD,
+            **spec,
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An HTTP answer. `body` is decoded if it is JSON."""
+
+    status: int
+    body: Any
+
+
+class Client:
+    """A pod to call from. It lives as long as its namespace.
+
+    Args:
+        kube: The namespace.
+        image: With curl and the drumline command.
+        name: Of the pod.
+    """
+
+    def __init__(self, kube: Kube, image: str, name: str = "client") -> None:
+        self.kube, self.name = kube, name
+        kube.apply(pod(name, image, ["sleep", "infinity"]))
+        self.node: str = kube.until("pod", name, has("Ready", "True"), "the client is ready")["spec"]["nodeName"]
+
+    def run(self, *command: str, input: str | None = None) -> str:
+        """Run a command in the pod and return what it prints.
+
+        Raises:
+            ClusterError: It failed; the message has its words.
+        """
+        return self.kube("exec", "--stdin", self.name, "--", *command, input=input)
+
+    def call(self, url: str, payload: Mapping[str, Any] | None = None, *options: str) -> Reply:
+        """One request: POST with a payload, else GET.
+
+        Args:
+            url: For curl.
+            payload: The body.
+            options: More of curl's.
+        """
+        body = [] if payload is None else ["--data", json.dumps(payload)]
+        try:
+            answer = self.run("curl", "-sS", "--max-time", "60", "-w", "\n%{http_code}", *options, *body, url)
+        except ClusterError as error:
+            raise AssertionError(f"no answer from {url}: {error}") from None
+        text, _, status = answer.rpartition("\n")
+        with contextlib.suppress(ValueError):
+            return Reply(int(status), json.loads(text))
+        return Reply(int(status), text)
+
+    def background(self, command: str) -> Background:
+        """Run a shell command that goes on whatever becomes of our connection to it."""
+        file = f"/tmp/background-{next(_numbers)}"
+        inner = f"{command}; printf '\\n{_END}%s\\n' $?"
+        self.run("sh", "-c", f"setsid sh -c {shlex.quote(inner)} </dev/null >{file} 2>&1 &")
+        return Background(self, file)
+
+    def stream(self, url: str, payload: Mapping[str, Any]) -> Stream:
+        """Begin an event stream with curl, as the README does."""
+        line = ["curl", "-sSN", "--max-time", "600", "--data", json.dumps(payload), url]
+        return Stream(self.background(shlex.join(line)))
+
+    def load(self, url: str, payload: Mapping[str, Any], callers: int = 2) -> Load:
+        """Call again and again, from several callers with a new connection each time, until told to stop."""
+        flag = f"/tmp/stop-{next(_numbers)}"
+        call = shlex.join(
+            ["curl", "-sS", "--max-time", "60", "-w", " %{http_code}\\n", "--data", json.dumps(payload), url]
+        )
+        loop = f"while [ ! -e {flag} ]; do {call}; done"
+        return Load(self, flag, self.background(" & ".join([loop] * callers) + " & wait"))
+
+
+class Background:
+    """The lines that a command in the client's pod writes, as they come. Our connection may be lost and made anew."""
+
+    def __init__(self, client: Client, file: str) -> None:
+        self._client, self._file, self._seen = client, file, 0
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.attach()
+
+    def attach(self) -> None:
+        """Go on reading after what has been read; for use after the API server was away."""
+        arguments = [
+            "kubectl",
+            f"--namespace={self._client.kube.namespace}",
+            *("exec", self._client.name, "--", "tail", "-c", f"+{self._seen + 1}", "-f", self._file),
+        ]
+        process = subprocess.Popen(
+            arguments, env=self._client.kube.cluster.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        threading.Thread(target=self._read, args=(process,), daemon=True).start()
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process:
+            for line in process.stdout:
+                if not line.endswith(b"\n"):
+                    break  # cut off in the middle
+                self._seen += len(line)
+                text = line.decode().rstrip("\n")
+                self._lines.put(text)
+                if text.startswith(_END):
+                    break
+            self._lines.put(None)
+            process.kill()
+
+    def line(self, limit: float = LIMIT) -> str:
+        """The next line.
+
+        Raises:
+            TooLate: None came within `limit` seconds.
+            ConnectionError: We are cut off from the pod; see `attach`.
+        """
+        try:
+            found = self._lines.get(timeout=limit)
+        except queue.Empty:
+            raise TooLate(f"the command in {self._client.name} wrote nothing for {limit:.0f} s") from None
+        if found is None:
+            raise ConnectionError(f"cut off from pod {self._client.name}")
+        return found
+
+    def drop(self, limit: float = 60.0) -> None:
+        """Read on until we are cut off, which happens when the API server ends; what comes after is kept."""
+        kept = []
+        with contextlib.suppress(ConnectionError):
+            while True:
+                kept.append(self.line(limit))
+        for line in kept:
+            self._lines.put(line)
+
+
+@dataclass(frozen=True)
+class SseEvent:
+    """One server-sent event."""
+
+    event: str
+    id: str
+    data: Any
+
+
+@dataclass
+class Stream:
+    """An event stream that a client reads.
+
+    Attributes:
+        events: All that came so far.
+        exit_code: curl's, when it has ended: 18 where the connection broke in the middle.
+    """
+
+    source: Background
+    events: list[SseEvent] = field(default_factory=list)
+    exit_code: int | None = None
+    words: list[str] = field(default_factory=list)
+
+    def next(self, limit: float = LIMIT) -> SseEvent | None:
+        """The next event, or None at the end of the stream."""
+        fields: dict[str, str] = {}
+        while self.exit_code is None:
+            line = self.source.line(limit)
+            name, _, value = line.partition(": ")
+            if line.startswith(_END):
+                self.exit_code = int(line.removeprefix(_END))
+            elif line and name in {"event", "id", "data"}:
+                fields[name] = value
+            elif line and name:  # not a comment: curl's own words, or an answer that is no event stream
+                self.words.append(line)
+            elif not line and fields:
+                found = SseEvent(fields.get("event", "message"), fields.get("id", ""), json.loads(fields["data"]))
+                self.events.append(found)
+                return found
+        return None
+
+    def take(self, count: int, limit: float = LIMIT) -> list[SseEvent]:
+        """The next `count` events.
+
+        Raises:
+            AssertionError: The stream ended before.
+        """
+        found = [self.next(limit) for _ in range(count)]
+        assert None not in found, f"the stream ended early: {self.exit_code} {self.words} {self.events[-3:]}"
+        return [each for each in found if each]
+
+    def rest(self, limit: float = LIMIT) -> list[SseEvent]:
+        """All events until the end; each may take `limit` seconds."""
+        return list(self._rest(limit))
+
+    def _rest(self, limit: float) -> Iterator[SseEvent]:
+        while found := self.next(limit):
+            yield found
+
+    def result(self, limit: float = LIMIT) -> Any:
+        """Read to the end, which must be a good one: updates in order without a gap, then the one result.
+
+        Returns:
+            The result.
+        """
+        self.rest(limit)
+        self._check_shape()
+        assert self.events[-1].event == "result", self.events[-1]
+        return self.events[-1].data
+
+    def error(self, limit: float = LIMIT) -> dict[str, Any]:
+        """Read to the end, which must be one error event.
+
+        Returns:
+            Its problem.
+        """
+        self.rest(limit)
+        self._check_shape()
+        assert self.events[-1].event == "error", self.events[-1]
+        found: dict[str, Any] = self.events[-1].data
+        return found
+
+    def broken(self, limit: float = LIMIT) -> None:
+        """Read to the end, which must be a lost connection: nobody was left to say more."""
+        self.rest(limit)
+        assert self.exit_code != 0
+        assert all(each.event == "update" for each in self.events), self.events[-1]
+
+    def _check_shape(self) -> None:
+        assert self.exit_code == 0, (self.exit_code, self.words)
+        assert [each.id for each in self.events] == [str(number) for number in range(len(self.events))]
+        assert {each.event for each in self.events[:-1]} <= {"update"}, "one terminal event, and it comes last"
+
+
+class Load:
+    """Callers that go on until `stop`. Every answer is kept: nothing that went wrong gets lost."""
+
+    def __init__(self, client: Client, flag: str, source: Background) -> None:
+        self._client, self._flag, self._source = client, flag, source
+        self.good: list[Any] = []
+        self.bad: list[str] = []
+
+    def take(self, count: int, limit: float = LIMIT) -> list[Any]:
+        """The next `count` good answers, decoded."""
+        before, deadline = len(self.good), time.monotonic() + limit
+        while len(self.good) < before + count:
+            if time.monotonic() > deadline:
+                raise TooLate(f"fewer than {count} good answers in {limit:.0f} s; bad ones: {self.bad[-5:]}")
+            self._add(self._source.line(limit))
+        return self.good[before:]
+
+    def until(self, wanted: Any, key: str, limit: float = LIMIT) -> None:
+        """Read on until an answer has this value under `key`."""
+        deadline = time.monotonic() + limit
+        while self.take(1, limit)[0].get(key) != wanted:
+            if time.monotonic() > deadline:
+                raise TooLate(f"no answer with {key}={wanted} in {limit:.0f} s")
+
+    def stop(self) -> None:
+        """Let the callers finish, and read all that they have written."""
+        self._client.run("touch", self._flag)
+        while not (line := self._source.line()).startswith(_END):
+            self._add(line)
+
+    def _add(self, line: str) -> None:
+        text, _, status = line.rpartition(" ")
+        if status == "200":
+            self.good.append(json.loads(text))
+        elif line:
+            self.bad.append(line)

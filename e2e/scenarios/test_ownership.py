@@ -1,0 +1,110 @@
+"""Who owns what: children that somebody changes, apps that go while nobody looks, and who may do what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from e2e.cluster.errors import ClusterError
+from e2e.harness import apps
+from e2e.harness.apps import App
+from e2e.harness.client import Client
+from e2e.harness.kube import Kube
+from e2e.harness.operator import Operator
+
+CHILDREN = ("deployment", "service", "pdb")
+
+
+def test_a_child_that_somebody_changes_is_repaired(kube: Kube, client: Client) -> None:
+    app = App(kube, apps.app("drifts"))
+    app.ready()
+    before = app.pod()["metadata"]["uid"]
+    kube("scale", "deployment/drifts", "--replicas=0")
+    kube.until("deployment", "drifts", lambda item: item["spec"]["replicas"] == 1, "the operator's word counts")
+    kube("set", "image", "deployment/drifts", "worker=localhost/else:1")
+    image = app.pod()["spec"]["containers"][0]["image"]
+    kube.until(
+        "deployment",
+        "drifts",
+        lambda item: item["spec"]["template"]["spec"]["containers"][0]["image"] == image,
+        "the image is back",
+    )
+    kube("patch", "service/drifts", "--type=json", '--patch=[{"op":"replace","path":"/spec/ports/0/port","value":9}]')
+    kube.until("service", "drifts", lambda item: item["spec"]["ports"][0]["port"] == 8080, "the port is back")
+    for kind in ("service", "pdb"):
+        uid = kube.get(kind, "drifts")["metadata"]["uid"]
+        kube("delete", kind, "drifts")
+        kube.until(kind, "drifts", lambda item, uid=uid: item["metadata"]["uid"] != uid, "it is made again")
+    app.ready()
+    said = app.events()
+    assert any("Deployment: spec.replicas: 0 -> 1" in each for each in said), said
+    assert any("'localhost/else:1' -> " in each for each in said), said
+    assert client.call(app.url, {}).status == 200
+    assert before != app.pod()["metadata"]["uid"]  # somebody had scaled it to zero
+
+    uid = kube.get("deployment", "drifts")["metadata"]["uid"]
+    kube("delete", "deployment", "drifts", "--wait=false")
+    kube.until("deployment", "drifts", lambda item: item["metadata"]["uid"] != uid, "the Deployment is made again")
+    app.ready()
+    assert client.call(app.url, {}).status == 200
+
+
+@pytest.fixture
+def stopped(operator: Operator) -> Iterator[Operator]:
+    """The operator, which runs again after the test."""
+    yield operator
+    operator.start()
+
+
+def test_without_an_operator_apps_can_be_deleted(kube: Kube, stopped: Operator) -> None:
+    app = App(kube, apps.app("leaves"))
+    app.ready()
+    pod = app.pod()["metadata"]["name"]
+    stopped.stop()
+    kube("delete", "dapp", "leaves", "--timeout=30s")
+    for name in (*(f"{kind}/leaves" for kind in CHILDREN), f"pod/{pod}"):
+        kube("wait", "--for=delete", name, "--timeout=60s")
+    # What comes meanwhile is found when the operator is back.
+    late = App(kube, apps.app("arrives"))
+    stopped.start()
+    late.ready()
+
+
+def test_what_viewers_and_editors_may_do(kube: Kube, operator: Operator) -> None:
+    """Through the roles that Kubernetes itself has: `view` and `edit` include ours."""
+    for role in ("view", "edit"):
+        kube("create", "serviceaccount", role)
+        kube("create", "rolebinding", role, f"--clusterrole={role}", f"--serviceaccount={kube.namespace}:{role}")
+    viewer = f"--as=system:serviceaccount:{kube.namespace}:view"
+    editor = f"--as=system:serviceaccount:{kube.namespace}:edit"
+    App(kube, apps.app("watched", suspend=True)).says("Ready", "False", "Suspended")
+
+    assert "watched" in kube("get", "dapp", viewer)
+    for arguments in (("delete", "dapp/watched"), ("scale", "dapp/watched", "--replicas=2")):
+        with pytest.raises(ClusterError, match=r'cannot .* resource "distributedapps'):
+            kube(*arguments, viewer)
+
+    kube("scale", "dapp/watched", "--replicas=2", editor)
+    kube("patch", "dapp/watched", "--type=merge", '--patch={"spec":{"suspend":true}}', editor)
+    with pytest.raises(ClusterError, match="distributedapps/status"):
+        kube("patch", "dapp/watched", "--subresource=status", "--type=merge", '--patch={"status":{}}', editor)
+    with pytest.raises(ClusterError, match="machinetypes"):
+        kube(
+            "create",
+            "--filename=-",
+            editor,
+            input='{"apiVersion":"drumline.dev/v1alpha1","kind":"MachineType","metadata":{"name":"mine"},"spec":{}}',
+        )
+    kube("delete", "dapp/watched", editor)
+
+
+def test_what_belongs_to_somebody_else_is_left_alone(kube: Kube, operator: Operator) -> None:
+    """A Service of somebody else that has the app's name is neither changed nor removed."""
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "taken"}, "spec": {"ports": [{"port": 80}]}}
+    kube.apply(service)
+    uid = kube.get("service", "taken")["metadata"]["uid"]
+    app = App(kube, apps.app("taken"))
+    assert "Service taken exists already" in app.says("Ready", "False", "NameTaken")
+    kube("delete", "dapp", "taken")
+    live = kube.get("service", "taken")
+    assert (live["metadata"]["uid"], live["spec"]["ports"][0]["port"]) == (uid, 80)
