@@ -16,7 +16,6 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.provider import Cluster
 from e2e.cluster.store import Store
 from e2e.harness import apps, report
-from e2e.harness import images as harness_images
 from e2e.harness.client import Client
 from e2e.harness.kube import Kube
 from e2e.harness.operator import Operator
@@ -115,17 +114,6 @@ def operator_image(cluster: Cluster) -> str:
 
 
 @pytest.fixture(scope="session")
-def client_image(cluster: Cluster) -> str:
-    """An image with curl and git; it is in every node."""
-    try:
-        return harness_images.client(cluster)
-    except ClusterError as error:
-        if isinstance(cluster, CurrentCluster):
-            impossible(str(error))
-        raise
-
-
-@pytest.fixture(scope="session")
 def operator(cluster: Cluster, operator_image: str, worker_image: str) -> Iterator[Operator]:
     """The operator, installed with the chart. It is removed with the cluster, or after the scenarios if that stays."""
     installed = Operator(cluster)
@@ -146,6 +134,6 @@ def kube(cluster: Cluster, operator: Operator, namespace: str) -> Kube:
 
 
 @pytest.fixture
-def client(kube: Kube, client_image: str) -> Client:
+def client(kube: Kube, worker_image: str) -> Client:
     """A pod in the test's namespace to call apps from."""
-    return Client(kube, client_image)
+    return Client(kube, worker_image)

@@ -24,7 +24,7 @@ def blocks(page: Path, language: str) -> list[str]:
     return [part.partition("```")[0] for part in parts]
 
 
-def test_the_readme(kube: Kube, client: Client, worker_image: str) -> None:
+def test_the_readme(kube: Kube, client: Client) -> None:
     """The worker and the manifest of the README, applied, waited for, invoked and streamed."""
     page = CHECKOUT / "README.md"
     (source,) = (each for each in blocks(page, "python") if "class Beat" in each)
@@ -49,8 +49,9 @@ def test_the_readme(kube: Kube, client: Client, worker_image: str) -> None:
     assert done == [1, 2, 3, 4]
     refused = client.call(url, {"beats": "many"})
     assert (refused.status, refused.body["type"].rpartition("/")[2]) == (422, "validation-error")
-    cli = Client(kube, worker_image, "cli")
-    assert json.loads(cli.run("drumline", "invoke", f"{name}.{kube.namespace}.svc:8080", "beats=2")) == {"total": 6.0}
+    assert json.loads(client.run("drumline", "invoke", f"{name}.{kube.namespace}.svc:8080", "beats=2")) == {
+        "total": 6.0
+    }
 
 
 def test_sdxl_on_two_ranks(kube: Kube, client: Client) -> None:

@@ -46,8 +46,8 @@ class Repository:
 
 
 @pytest.fixture
-def repository(kube: Kube, client_image: str) -> Repository:
-    return Repository(kube, client_image)
+def repository(kube: Kube, worker_image: str) -> Repository:
+    return Repository(kube, worker_image)
 
 
 def test_code_from_a_config_map(kube: Kube, client: Client) -> None:
