@@ -17,6 +17,8 @@ from .components import STAGES
 from .layout import GPU_RESOURCE
 from .local import LocalCluster
 
+#: Annotation of a pod on them: the address that it gets, where a test has something that answers for it.
+POD_ADDRESS = "drumline.dev/e2e-pod-address"
 #: For pods that may run on them.
 TOLERATION = {"key": MARK, "operator": "Equal", "value": VALUE, "effect": "NoSchedule"}
 _CONNECTIONS = 8

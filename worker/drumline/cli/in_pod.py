@@ -40,7 +40,7 @@ def app_url(app: Wanted, environment: Mapping[str, str], account: Path = ACCOUNT
         note(f"this pod may not read DistributedApps; trying {url}")
         return url
     if status == 404 and (document.get("details") or {}).get("name") != app.name:
-        State.hint = "install drumline there (docs/guide/install.md)"
+        State.hint = "install drumline there (docs/guide/installing.md)"
         raise ConfigurationError("this cluster has no drumline: it does not know DistributedApps")
     if status == 404:
         listed = _get(path, environment, account)[1].get("items") or ()

@@ -148,7 +148,7 @@ def error_of(complaint: str, where: str, files: str) -> DrumlineError:
         State.hint = "kubectl config get-contexts, which lists them"
         return ConfigurationError(f"{files}: {said}")
     if "the server doesn't have a resource type" in complaint:
-        State.hint = "install drumline there (docs/guide/install.md), or choose another --context"
+        State.hint = "install drumline there (docs/guide/installing.md), or choose another --context"
         return ConfigurationError(f"{where} has no drumline: it does not know DistributedApps")
     if "(Forbidden)" in complaint:
         State.hint = "ask for a role that allows it, or pass a URL that reaches the app"

@@ -1,0 +1,28 @@
+"""What answers the operator in place of the runners in pods that only exist in the API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+_BODY = {"state": "ready", "worldSize": 1, "readyRanks": 1, "restarts": 0, "lastFailure": None, "queueDepth": 0}
+
+
+@asynccontextmanager
+async def serving(address: str, port: int) -> AsyncIterator[None]:
+    """Answer ``/readyz`` and ``/status`` there as a runner whose ranks are ready."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({**_BODY, "ranks": [], "version": 1})
+
+    app = web.Application()
+    app.add_routes([web.get("/readyz", answer), web.get("/status", answer)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address, port, backlog=1024).start()
+        yield
+    finally:
+        await runner.cleanup()
