@@ -13,6 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not 
 .NOTPARALLEL:
 # Every target here is a name, not a file.
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+.PHONY: help setup demo test lint crds reference types layers unit handlers contract process strategies scenarios cluster-up cluster-down cluster-status envtest gpu bench bench-quick bench-operator format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +89,8 @@ bench-quick: setup ## The same, shorter and less exact
 
 bench-peers: setup ## The same work behind other servers, each in an environment of its own, beside ours
 	$(BIN)/python -m bench.peers $(ARGS)
+bench-operator: setup ## The operator on a real control plane with up to 1,000 apps, beside a plain client; saved as JSON
+	$(BIN)/python -m bench.operator $(ARGS)
 
 format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

@@ -9,7 +9,7 @@ import ssl
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -115,11 +115,15 @@ class Api:
 
     async def create_all(self, manifests: Iterable[Object]) -> None:
         """Create objects, :data:`CONNECTIONS` at a time, in their order."""
-        left = iter(manifests)
+        await self.all(self.create(manifest) for manifest in manifests)
+
+    async def all(self, calls: Iterable[Awaitable[Any]]) -> None:
+        """Make calls, :data:`CONNECTIONS` at a time, in their order."""
+        left = iter(calls)
 
         async def work() -> None:
-            for manifest in left:
-                await self.create(manifest)
+            for call in left:
+                await call
 
         async with asyncio.TaskGroup() as group:
             for _ in range(CONNECTIONS):
@@ -170,7 +174,7 @@ class Api:
             if labels.get("verb") in _WRITES and (resource in _OURS or (resource in _CHILDREN and not subresource)):
                 found[f"{labels['verb']} {resource}/{subresource}".rstrip("/")] += int(float(value))
         async with self._http.get(_EVENTS, headers={"Accept": _METADATA}) as answer:
-            found["POST events"] = len(msgspec.json.decode(await answer.read())["items"])
+            found["POST events"] = len(msgspec.json.decode(await answer.read())["items"] or ())
         return found
 
 
@@ -200,19 +204,24 @@ class Follow:
         if answer.status >= 300:
             raise ApiError(answer.status, f"{self._path}: {document.get('message')}")
         self._version = document["metadata"]["resourceVersion"]
-        for item in document["items"]:
+        items = {item["metadata"]["name"]: item for item in document["items"] or ()}
+        for name in set(self.objects) - set(items):
+            self._take("DELETED", self.objects[name])
+        for item in items.values():
             self._take("ADDED", item)
 
     async def run(self) -> None:
         """Take each change, until cancelled."""
         try:
-            async with self._api.changes(self._path, self._version, self._watch_type) as lines:
-                async for line in lines:
-                    event = msgspec.json.decode(line)
-                    if event["type"] == "ERROR":
-                        raise ApiError(410, f"{self._path}: {event['object'].get('message')}")
-                    self._take(event["type"], event["object"])
-            raise ApiError(410, f"{self._path}: the watch ended")
+            while True:
+                async with self._api.changes(self._path, self._version, self._watch_type) as lines:
+                    async for line in lines:
+                        event = msgspec.json.decode(line)
+                        if event["type"] == "ERROR":
+                            break
+                        self._take(event["type"], event["object"])
+                # The API server ends watches whose reader is slow for a moment, as on a machine that does everything.
+                await self.begin()
         except (ApiError, aiohttp.ClientError, ValueError) as error:
             self._failure = error
             self._changed.set()

@@ -148,11 +148,14 @@ async def many_apps(bench: Bench, count: int) -> list[Row]:
         "restart": Row(f"restart-{count}", f"operator restarted with {count} apps -> steady", goal(15), "s"),
         "restart-writes": Row(f"restart-{count}-writes", "writes of that restart", 0, "writes"),
         "resync-writes": Row(f"resync-{count}-writes", f"resync of {count} apps: writes", 0, "writes"),
+        "written": Row(f"written-{count}", f"writes until {count} apps are Ready, for each app", None, "writes"),
+        "spent": Row(f"spent-{count}", "operator's CPU until then, for each app", None, "ms"),
         "gone": Row(f"gone-{count}", f"{count} apps deleted -> all children gone", None, "s"),
         **_usage_rows(count),
     }
     plain = await _plain_children(bench, count)
     async with Operator(bench.kubeconfig) as operator, _children(bench) as followed:
+        before, used = await bench.api.writes(), operator.usage()
         began = time.perf_counter()
         async with bench.api.follow("DistributedApp", apps.NAMESPACE, app_ready, whole=True) as found:
             await bench.api.create_all(apps.fake_app(index, bench.address) for index in range(count))
@@ -164,7 +167,12 @@ async def many_apps(bench: Bench, count: int) -> list[Row]:
         rows["ready"].add(ready)
         rows["made-floor"].add(made / plain[0], ours_s=made, floor_s=plain[0])
         rows["ready-floor"].add(ready / plain[1], ours_s=ready, floor_s=plain[1])
+        rows["spent"].add((operator.usage().cpu - used.cpu) * 1e3 / count)
         await _still(bench)
+        written = await bench.api.writes() - before
+        del written["POST distributedapps"]
+        parts = {f"{what.replace(' ', '_')}_n": number / count for what, number in sorted(written.items())}
+        rows["written"].add(sum(written.values()) / count, **parts)
         await _idle(bench, operator, rows, count)
     before = await bench.api.writes()
     # Soon enough that the bench sees one, and not so soon that it begins before the restart is over.
@@ -256,9 +264,8 @@ async def _plain_children(bench: Bench, count: int) -> tuple[float, float]:
         async with _children(bench, apps.FLOOR) as followed:
             for kind in CHILDREN[:1] + CHILDREN[2:]:
                 await bench.api.call("DELETE", path_of(kind, apps.FLOOR), {"propagationPolicy": "Background"})
-            async with asyncio.TaskGroup() as group:  # Services have no deletion of all at once
-                for name in list(followed[1].objects):
-                    group.create_task(bench.api.call("DELETE", path_of("Service", apps.FLOOR, name)))
+            services = [path_of("Service", apps.FLOOR, name) for name in followed[1].objects]
+            await bench.api.all(bench.api.call("DELETE", path) for path in services)  # cannot be deleted all at once
             for each in followed:
                 await each.gone("plain children", bench.limit(count))
         await pods.gone("plain pods", bench.limit(count))
