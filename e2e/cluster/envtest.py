@@ -84,6 +84,10 @@ class EnvTest:
         ours = {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self._directory / "kubectl-cache")}
         return os.environ | ours
 
+    def api(self) -> Api:
+        """A connection as its administrator."""
+        return Api(HOST, self._ports[2], self._directory / "pki")
+
     def log(self, component: str) -> Path:
         """What `etcd` or `kube-apiserver` prints."""
         return self._directory / f"{component}.log"
@@ -128,7 +132,7 @@ class EnvTest:
         ]
         self._spawn("etcd", binaries["etcd"], etcd)
         self._spawn("kube-apiserver", binaries["kube-apiserver"], server)
-        with Api(HOST, secure, pki) as api:
+        with self.api() as api:
             watched = [child.pid for child in self._processes.values()] if sys.platform == "linux" else []
             wait_for("the API server", api.ready, limit=LIMIT, watched=watched, dead=self._obituary)
 

@@ -21,7 +21,9 @@ from .pins import OWNERS, TOOLS, Tool
 
 
 def cache_directory() -> Path:
-    """`drumline/cluster` in the user's cache folder (XDG)."""
+    """`$E2E_CACHE_DIR`, else `drumline/cluster` in the user's cache folder (XDG)."""
+    if folder := os.environ.get("E2E_CACHE_DIR"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drumline" / "cluster"
 
 

@@ -16,13 +16,13 @@ from typing import Any, Final
 import yaml
 
 from drumline.api.status import DistributedAppStatus, MachineTypeStatus
-from drumline.api.v1alpha1 import GROUP, DistributedAppSpec, MachineTypeSpec
+from drumline.api.v1alpha1 import GROUP, TAKEN, DistributedAppSpec, MachineTypeSpec
 from drumline_operator.schema import Rule, structural
 
 #: kubectl keeps the last applied manifest in an annotation, whose limit is 256 KiB.
 SIZE_LIMIT: Final = 64 << 10
 
-_NAMED: Final = (
+_APP_NAME: Final = (
     Rule(
         "size(self.metadata.name) <= 48",
         "metadata.name must be at most 48 characters (names of pods and Services add to it); shorten it",
@@ -30,6 +30,12 @@ _NAMED: Final = (
     Rule(
         "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
         "metadata.name must begin with a letter and hold only a-z, 0-9 and '-' (a Service gets this name); rename it",
+    ),
+)
+_MACHINE_NAME: Final = (
+    Rule(
+        "size(self.metadata.name) <= 63",
+        "metadata.name must be at most 63 characters (apps name it in spec.machineType); shorten it",
     ),
 )
 # Equality across types is an error in some implementations of CEL.
@@ -51,9 +57,11 @@ RULES: Final[Mapping[str, Sequence[Rule]]] = {
             "spec.gpu.allocation ResourceClaim needs numGPUs > 0; remove spec.gpu from CPU apps",
         ),
         Rule(
-            "!has(self.resources) || (!(has(self.resources.limits) && 'nvidia.com/gpu' in self.resources.limits)"
-            " && !(has(self.resources.requests) && 'nvidia.com/gpu' in self.resources.requests))",
-            "spec.resources: GPUs are asked for with numGPUs; remove nvidia.com/gpu",
+            "!has(self.resources) || !((has(self.gpu) && has(self.gpu.resourceName) ?"
+            " ['nvidia.com/gpu', self.gpu.resourceName] : ['nvidia.com/gpu']).exists(name,"
+            " (has(self.resources.limits) && name in self.resources.limits)"
+            " || (has(self.resources.requests) && name in self.resources.requests)))",
+            "spec.resources: GPUs are asked for with numGPUs; remove them here (nvidia.com/gpu or gpu.resourceName)",
         ),
     ),
     "Source": (
@@ -67,6 +75,13 @@ RULES: Final[Mapping[str, Sequence[Rule]]] = {
             "!has(self.allocation) || self.allocation != 'ResourceClaim' || has(self.resourceClaimTemplateName)",
             "spec.gpu.resourceClaimTemplateName is required when spec.gpu.allocation is ResourceClaim; set it",
         ),
+    ),
+    "ModelCache": tuple(
+        Rule(
+            f"!has(self.{field}) || !self.{field}.matches('^({TAKEN})$')",
+            f"spec.modelCache.{field} is a folder that the pod needs for something else; use /data",
+        )
+        for field in ("mountPath", "compileCachePath")
     ),
     "EnvVar": (
         Rule("!(has(self.value) && has(self.valueFrom))", "env: set value or valueFrom of a variable, not both"),
@@ -124,13 +139,14 @@ def distributed_app() -> dict[str, Any]:
         "labelSelectorPath": ".status.selector",
     }
     names = ("DistributedApp", "distributedapps", "dapp")
-    schema = _root("N ranks per replica behind invoke and stream endpoints.", DistributedAppSpec, DistributedAppStatus)
+    title = "N ranks per replica behind invoke and stream endpoints."
+    schema = _root(title, _APP_NAME, DistributedAppSpec, DistributedAppStatus)
     return _definition(names, "Namespaced", schema, _APP_COLUMNS, {"status": {}, "scale": scale})
 
 
 def machine_type() -> dict[str, Any]:
     """Return the CustomResourceDefinition of MachineType."""
-    schema = _root("A kind of machine that apps ask for by name.", MachineTypeSpec, MachineTypeStatus)
+    schema = _root("A kind of machine that apps ask for by name.", _MACHINE_NAME, MachineTypeSpec, MachineTypeStatus)
     return _definition(("MachineType", "machinetypes", "mt"), "Cluster", schema, _MACHINE_COLUMNS, {"status": {}})
 
 
@@ -144,13 +160,13 @@ def custom_resource_definitions() -> dict[str, str]:
     return found
 
 
-def _root(description: str, spec: type, status: type) -> dict[str, Any]:
+def _root(description: str, names: Sequence[Rule], spec: type, status: type) -> dict[str, Any]:
     versioned = "as in every Kubernetes object"
     return {
         "type": "object",
         "description": description,
         "required": ["spec"],
-        "x-kubernetes-validations": [rule.to_dict() for rule in _NAMED],
+        "x-kubernetes-validations": [rule.to_dict() for rule in names],
         "properties": {
             "apiVersion": {"type": "string", "description": f"version of this shape, {versioned}"},
             "kind": {"type": "string", "description": f"kind of this object, {versioned}"},

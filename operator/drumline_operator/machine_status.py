@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from drumline.api.manifests import sentences
 from drumline.api.status import MachineTypeStatus
 from drumline.api.v1alpha1 import MachineTypeSpec
 from drumline_operator import reasons
@@ -30,9 +31,8 @@ def machine_status(raw: Mapping[str, Any], nodes: Sequence[NodeView] | None, now
     try:
         spec = MachineTypeSpec.model_validate(raw.get("spec") or {}, by_name=False)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(["spec", *map(str, first["loc"])])
-        verdict = ("False", reasons.INVALID_SPEC, f"{place}: {first['msg']}; correct it")
+        words = "; ".join(f"spec.{each}" for each in sentences(error, MachineTypeSpec))
+        verdict = ("False", reasons.INVALID_SPEC, f"{words} ({reasons.CURES[reasons.INVALID_SPEC]})")
     else:
         if nodes is None:
             verdict = ("Unknown", reasons.NOT_KNOWN, "the operator may not list nodes")

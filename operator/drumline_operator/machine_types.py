@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from drumline.api.manifests import sentences
 from drumline.api.v1alpha1 import DistributedAppSpec, MachineTypeSpec
 from drumline.details import did_you_mean
 from drumline_operator import quantity
@@ -66,9 +67,8 @@ def resolve(
     try:
         spec = MachineTypeSpec.model_validate(found.get("spec") or {}, by_name=False)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(["spec", *map(str, first["loc"])])
-        return NoMachine(f"MachineType {name} is not valid: {place}: {first['msg']}; correct it")
+        words = "; ".join(f"spec.{each}" for each in sentences(error, MachineTypeSpec))
+        return NoMachine(f"MachineType {name} is not valid: {words}; correct it")
     if app.num_gpus > spec.gpus_per_node:
         return NoMachine(
             f"spec.numGPUs {app.num_gpus} is more than one {name} has ({spec.gpus_per_node}); "

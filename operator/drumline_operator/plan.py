@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from drumline.api.manifests import sentences
 from drumline.api.v1alpha1 import DistributedApp
 from drumline.errors import ConfigurationError
 from drumline_operator import machine_types, reasons, status
@@ -72,9 +73,7 @@ def validated(raw: Mapping[str, Any], settings: OperatorSettings) -> Distributed
     try:
         app = DistributedApp.model_validate(document, by_name=False)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ConfigurationError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise ConfigurationError("; ".join(sentences(error, DistributedApp))) from None
     if app.spec.image is None and app.spec.source is None:
         raise ConfigurationError("spec.image is missing; set spec.image, spec.source, or both")
     if app.spec.image is None and not settings.worker_image:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from drumline.api.forms import CURE
+
 _KEPT = (
     "type",
     "description",
@@ -72,6 +74,8 @@ class _Converter:
         if "type" not in node:
             raise TypeError(f"{place}: no type")
         schema = {key: node[key] for key in _KEPT if key in node}
+        if CURE in node:
+            schema["x-kubernetes-validations"] = [Rule(f"self.matches(r'{node['pattern']}')", node[CURE]).to_dict()]
         if node.get("default") not in (None, [], {}):
             schema["default"] = node["default"]
         match node["type"]:
@@ -110,6 +114,9 @@ class _Converter:
         merged: dict[str, Any] = {"x-kubernetes-int-or-string": True}
         for part in [*parts, rest]:
             merged |= {key: part[key] for key in _KEPT if key in part and key != "type"}
+        if CURE in rest:
+            rule = f"type(self) == int || self.matches(r'{merged['pattern']}')"
+            merged["x-kubernetes-validations"] = [Rule(rule, rest[CURE]).to_dict()]
         if rest.get("default") is not None:
             merged["default"] = rest["default"]
         return merged

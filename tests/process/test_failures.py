@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -14,8 +15,11 @@ import pytest
 import pytest_asyncio
 
 from drumline import codec
+from drumline.api.manifests import load_manifest, to_settings
+from drumline.contract import RunnerSettings
 from drumline.distributed import DistributedRunner
 from drumline.errors import DrumlineError, NotReady, RankHung, RankLost, SetupFailed, WorkerError
+from drumline.host import build_service
 from drumline.runner.runner import RestartPolicy
 from drumline.runner.status import FailureStatus
 from drumline.testing.workers import Fails
@@ -26,6 +30,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 LOST_SECONDS = 2.0
 HANG_TIMEOUT = 1.0
 HUNG_SECONDS = HANG_TIMEOUT + 1
+COLLECTIVE_SECONDS = 3
 ENDLESS = RestartPolicy(max_restarts=10_000, backoff_seconds=0)
 
 WAYS = ["kill", "_exit", "segfault", "stop"]
@@ -143,6 +148,39 @@ async def test_a_rank_that_hangs_after_the_other_has_returned(group: Distributed
     error = await fails(group.invoke({"how": "hang", "rank": 1}), RankHung, HUNG_SECONDS)
     assert error.rank == 1
     await serves(group)
+
+
+# -- collectives
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_collective_has_a_bound(tmp_path: Path) -> None:
+    """``communication.timeoutSeconds`` of a manifest, through the container's environment, to the ranks' process group."""
+    manifest = {
+        "apiVersion": "drumline.dev/v1alpha1",
+        "kind": "DistributedApp",
+        "metadata": {"name": "bounded"},
+        "spec": {
+            "workerClass": "drumline.testing.workers:Fails",
+            "numGPUs": 0,
+            "worldSize": 2,
+            "communication": {"timeoutSeconds": COLLECTIVE_SECONDS},
+            "env": [{"name": "DRUMLINE_CANCEL_GRACE", "value": "0.3"}],
+        },
+    }
+    file = tmp_path / "app.yaml"
+    file.write_text(json.dumps(manifest))
+    service = build_service(RunnerSettings.from_env(to_settings(load_manifest(file)).to_env()))
+    runner = service.runner
+    assert isinstance(runner, DistributedRunner)
+    async with asyncio.timeout(50), runner:
+        error = await fails(
+            runner.invoke({"how": "hang", "rank": 1, "collective": True}), WorkerError, COLLECTIVE_SECONDS + 10
+        )
+        assert error.rank == 0
+        assert f"{COLLECTIVE_SECONDS}000ms" in error.message
+        assert "barrier" in error.remote_traceback
+        await serves(runner)
 
 
 # -- exceptions

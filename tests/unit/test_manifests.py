@@ -147,7 +147,7 @@ def test_notes_about_what_only_a_cluster_has(tmp_path):
         ({"env": [{"name": "A", "valeu": "x"}]}, "spec.env[0].valeu: no such field; did you mean 'value'"),
         ({"numGPUs": "2"}, "spec.numGPUs: Input should be a valid integer"),
         ({"numGPUs": -1}, "spec.numGPUs: Input should be greater than or equal to 0"),
-        ({"workerClass": "app.py"}, "spec.workerClass: String should match pattern"),
+        ({"workerClass": "app.py"}, "spec.workerClass: write module:Class"),
         ({"numGPUs": 2, "worldSize": 3}, "spec: worldSize is for CPU apps"),
         ({"numGPUs": 0, "communication": {"backend": "NCCL"}}, "spec: communication.backend NCCL needs numGPUs > 0"),
         ({"source": {}}, "spec.source: set exactly one of"),
@@ -174,7 +174,7 @@ def test_wrong_fields_are_named(tmp_path, spec, words):
         (yaml.safe_dump({**MINIMAL, "apiVersion": "drumline.dev/v1"}), "not known to this drumline"),
         (yaml.safe_dump({**MINIMAL, "apiVersion": "apps/v1"}), "'apps/v1' is not ours"),
         (yaml.safe_dump({k: v for k, v in MINIMAL.items() if k != "spec"}), "app.yaml: spec: required"),
-        (yaml.safe_dump({**MINIMAL, "metadata": {"name": "SDXL"}}), "metadata.name: String should match pattern"),
+        (yaml.safe_dump({**MINIMAL, "metadata": {"name": "SDXL"}}), "metadata.name: a name begins with a letter"),
         ("a: 1\na: 2\n", "'a' twice"),
     ],
 )

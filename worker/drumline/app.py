@@ -247,6 +247,7 @@ async def open_app(app: App, settings: RunnerSettings) -> None:
             backend=settings.backend,
             max_queue_depth=settings.max_queue_depth,
             hang_timeout=settings.hang_timeout,
+            collective_timeout=settings.collective_timeout,
             cancel_grace=settings.cancel_grace,
             restart=settings.restart,
             revision=settings.revision,

@@ -36,6 +36,7 @@ class Preset:
     backend: Backend = "auto"
     max_queue_depth: int = 64
     hang_timeout: float = 900.0
+    collective_timeout: float = 86400.0
     cancel_grace: float = 10.0
     restart: RestartSettings | None = None
     revision: str = ""

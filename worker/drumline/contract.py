@@ -84,6 +84,12 @@ class RunnerSettings(BaseModel):
         default=256 << 20, ge=1, description="updates kept for a client that reads slowly; more ends its stream"
     )
     hang_timeout: float = Field(default=900.0, gt=0, description="a rank without a heartbeat for this long is hung")
+    collective_timeout: float = Field(
+        default=86400.0,
+        gt=0,
+        le=1e9,
+        description="bound on one collective of the ranks' process group; by default the time-outs above come first",
+    )
     cancel_grace: float = Field(default=10.0, ge=0, description="time for ranks to come back after a cancel or error")
     drain_delay: float = Field(default=3.0, ge=0, description="after SIGTERM keep accepting this long, unready")
     drain_timeout: float = Field(default=600.0, ge=0, description="time for requests in flight after that")

@@ -63,6 +63,7 @@ def _worker(reference: str, settings: RunnerSettings) -> Service:
         backend=settings.backend,
         max_queue_depth=settings.max_queue_depth,
         hang_timeout=settings.hang_timeout,
+        timeout=settings.collective_timeout,
         cancel_grace=settings.cancel_grace,
         restart=settings.restart,
         warmup=settings.warmup_payload,

@@ -29,6 +29,7 @@ TABLE: Mapping[str, tuple[str, Callable[[DistributedApp], Any]]] = {
     # A CPU app stays on the CPU also where GPUs are.
     "device": ("spec.numGPUs", lambda app: "auto" if app.spec.num_gpus else "cpu"),
     "backend": ("spec.communication.backend", lambda app: app.spec.communication.backend.lower()),
+    "collective_timeout": ("spec.communication.timeoutSeconds", lambda app: app.spec.communication.timeout_seconds),
     "port": ("spec.serving.port", lambda app: app.spec.serving.port),
     "request_timeout": ("spec.serving.requestTimeoutSeconds", lambda app: app.spec.serving.request_timeout_seconds),
     "startup_timeout": ("spec.serving.startupTimeoutSeconds", lambda app: app.spec.serving.startup_timeout_seconds),
@@ -121,21 +122,32 @@ def load_manifest(path: str | Path) -> DistributedApp:
     try:
         return DistributedApp.model_validate(found[0], by_name=False)
     except ValidationError as error:
-        lines = [_sentence(each["loc"], each["msg"], each["type"]) for each in error.errors(include_url=False)]
-        raise ConfigurationError("\n".join(f"{file}: {line}" for line in dict.fromkeys(lines))) from None
+        lines = sentences(error, DistributedApp)
+        raise ConfigurationError("\n".join(f"{file}: {line}" for line in lines)) from None
 
 
-def _sentence(loc: Sequence[str | int], message: str, kind: str) -> str:
+def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return what is wrong, one sentence for each field, with its place and, where one is known, the cure.
+
+    Args:
+        error: what validation against ``model`` raised.
+        model: whose fields are named where one is misspelt.
+    """
+    lines = [_sentence(each["loc"], each["msg"], each["type"], model) for each in error.errors(include_url=False)]
+    return list(dict.fromkeys(lines))
+
+
+def _sentence(loc: Sequence[str | int], message: str, kind: str, model: type[BaseModel]) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     if kind == "extra_forbidden":
-        return f"{place}: no such field{did_you_mean(yaml_name(str(loc[-1])), _fields_at(loc[:-1]))}"
+        return f"{place}: no such field{did_you_mean(yaml_name(str(loc[-1])), _fields_at(model, loc[:-1]))}"
     message = message.removeprefix("Value error, ").removeprefix("Field ")
     return f"{place}: {message}" if place else message
 
 
-def _fields_at(loc: Sequence[str | int]) -> list[str]:
+def _fields_at(root: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     """Names that may stand where ``loc`` points to."""
-    model: Any = DistributedApp
+    model: Any = root
     for part in loc:
         if not isinstance(part, int):
             fields = {field.alias: field for field in model.model_fields.values()}

@@ -6,10 +6,27 @@ and turns an app into the runner's settings.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AliasGenerator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
+
+from drumline.api.forms import (
+    AbsolutePath,
+    Amount,
+    AppName,
+    ClassReference,
+    FolderInside,
+    GitRevision,
+    GitUrl,
+    Image,
+    IntOrPercent,
+    MachineName,
+    ObjectName,
+    ResourceName,
+    VariableName,
+)
 
 GROUP: Final = "drumline.dev"
 API_VERSION: Final = "drumline.dev/v1alpha1"
@@ -18,12 +35,10 @@ _Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 #: Kubernetes keeps some of these in 32 bits.
 _Seconds = Annotated[int, Field(ge=1, le=1_000_000_000)]
 _SecondsOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
-_Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?$")]
-_IntOrPercent = _Count | Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])%$")]
-_Amount = _Quantity | Annotated[int, Field(ge=0)]
-_Name = Annotated[str, Field(min_length=1, max_length=253)]
-_Path = Annotated[str, Field(pattern=r"^/", max_length=1024)]
 _Free = dict[str, Any]
+#: Folders of every pod that no cache may cover.
+TAKEN: Final = "/(tmp|dev|dev/shm|proc|sys|etc|usr|bin|sbin|lib|lib64)/?|/(source|credentials)(/.*)?"
+_TAKEN: Final = re.compile(TAKEN)
 
 _ACRONYMS = {
     "num_gpus": "numGPUs",
@@ -56,16 +71,22 @@ class Metadata(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = Field(
-        max_length=48, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", description="name of the app and of its Service"
-    )
+    name: AppName = Field(description="name of the app and of its Service")
     namespace: str = Field(default="default", description="namespace of the app")
+
+
+class MachineMetadata(BaseModel):
+    """The same of an object without a namespace, to which no Service belongs."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: ObjectName = Field(max_length=63, description="name of the machine type")
 
 
 class LocalReference(ApiModel):
     """Name of an object in the same namespace."""
 
-    name: _Name = Field(description="its name")
+    name: ObjectName = Field(description="its name")
 
 
 # --- DistributedApp
@@ -74,19 +95,15 @@ class LocalReference(ApiModel):
 class ConfigMapSource(ApiModel):
     """Code from a ConfigMap."""
 
-    name: _Name = Field(description="the ConfigMap; each key is a file")
+    name: ObjectName = Field(description="the ConfigMap; each key is a file")
 
 
 class GitSource(ApiModel):
     """Code from a git repository."""
 
-    url: str = Field(
-        pattern=r"^(https?://|ssh://|git://|[^@/ ]+@[^:/ ]+:)[^ ]+$", max_length=2048, description="https or ssh URL"
-    )
-    revision: str = Field(pattern=r"^[^-\s]\S*$", max_length=255, description="commit, tag or branch")
-    path: str | None = Field(
-        default=None, pattern=r"^[^/]", max_length=1024, description="folder inside the repository; default: its root"
-    )
+    url: GitUrl = Field(description="https or ssh URL")
+    revision: GitRevision = Field(description="commit, tag or branch")
+    path: FolderInside | None = Field(default=None, description="folder inside the repository; default: its root")
     secret_ref: LocalReference | None = Field(
         default=None,
         description="Secret with username and password (https), or ssh-privatekey and known_hosts (ssh)",
@@ -96,8 +113,8 @@ class GitSource(ApiModel):
 class VolumeSource(ApiModel):
     """Code from a PersistentVolumeClaim."""
 
-    claim_name: _Name = Field(description="the claim")
-    sub_path: str | None = Field(default=None, pattern=r"^[^/]", max_length=1024, description="folder inside it")
+    claim_name: ObjectName = Field(description="the claim")
+    sub_path: FolderInside | None = Field(default=None, description="folder inside it")
 
 
 class Source(ApiModel):
@@ -120,10 +137,10 @@ class Gpu(ApiModel):
     allocation: Literal["DevicePlugin", "ResourceClaim"] = Field(
         default="DevicePlugin", description="extended resource of a device plugin, or dynamic resource allocation"
     )
-    resource_name: _Name | None = Field(
+    resource_name: ResourceName | None = Field(
         default=None, description="the extended resource; default: the MachineType's, else nvidia.com/gpu"
     )
-    resource_claim_template_name: _Name | None = Field(default=None, description="needed for ResourceClaim")
+    resource_claim_template_name: ObjectName | None = Field(default=None, description="needed for ResourceClaim")
 
     @model_validator(mode="after")
     def _claim(self) -> Gpu:
@@ -138,12 +155,17 @@ class Communication(ApiModel):
     backend: Literal["Auto", "NCCL", "Gloo"] = Field(
         default="Auto", description="torch.distributed backend; Auto: NCCL on GPUs, Gloo on CPUs"
     )
+    timeout_seconds: _Seconds = Field(
+        default=86400,
+        description="bound on one collective of the ranks' process group; by default, a day, failurePolicy's and "
+        "serving's time-outs come first",
+    )
 
 
 class EnvVar(ApiModel):
     """One environment variable of the worker container."""
 
-    name: _Name = Field(description="its name")
+    name: VariableName = Field(description="its name")
     value: str | None = Field(default=None, description="its value")
     value_from: _Free | None = Field(default=None, description="EnvVarSource: where its value comes from")
 
@@ -162,7 +184,7 @@ def _distinct(variables: list[EnvVar]) -> list[EnvVar]:
 
 
 _Env = Annotated[list[EnvVar], AfterValidator(_distinct), Field(max_length=256)]
-_Amounts = Annotated[dict[str, _Amount], Field(max_length=32)]
+_Amounts = Annotated[dict[str, Amount], Field(max_length=32)]
 
 
 class Resources(ApiModel):
@@ -175,13 +197,22 @@ class Resources(ApiModel):
 class ModelCache(ApiModel):
     """A volume for model weights and compile caches."""
 
-    claim_name: _Name | None = Field(
+    claim_name: ObjectName | None = Field(
         default=None, description="PersistentVolumeClaim; default: a folder that lives as long as the pod"
     )
-    mount_path: _Path = Field(default="/data", description="where it appears in the container; XDG_CACHE_HOME is in it")
-    compile_cache_path: _Path | None = Field(
+    mount_path: AbsolutePath = Field(
+        default="/data", description="where it appears in the container; XDG_CACHE_HOME is in it"
+    )
+    compile_cache_path: AbsolutePath | None = Field(
         default=None, description="folder for torch.compile's cache (TORCHINDUCTOR_CACHE_DIR)"
     )
+
+    @model_validator(mode="after")
+    def _free(self) -> ModelCache:
+        for field in ("mount_path", "compile_cache_path"):
+            if _TAKEN.fullmatch(getattr(self, field) or ""):
+                raise ValueError(f"{yaml_name(field)} is a folder that the pod needs for something else; use /data")
+        return self
 
 
 class Auth(ApiModel):
@@ -214,8 +245,8 @@ class Rollout(ApiModel):
     """How a change reaches the pods."""
 
     type: Literal["RollingUpdate", "Recreate", "Auto"] = Field(default="Auto", description="Auto: rolling")
-    max_surge: _IntOrPercent | None = Field(default=None, description="pods above replicas; default 0 with GPUs")
-    max_unavailable: _IntOrPercent | None = Field(default=None, description="pods missing; default 1 with GPUs")
+    max_surge: IntOrPercent | None = Field(default=None, description="pods above replicas; default 0 with GPUs")
+    max_unavailable: IntOrPercent | None = Field(default=None, description="pods missing; default 1 with GPUs")
     progress_deadline_seconds: _Seconds = Field(default=3600, description="a rollout without progress has failed")
     drain_timeout_seconds: _SecondsOrZero = Field(
         default=600, description="time for requests in flight when a pod stops"
@@ -261,14 +292,12 @@ class PodTemplate(ApiModel):
 class DistributedAppSpec(ApiModel):
     """What to run, on what, and how it is served."""
 
-    worker_class: str = Field(
-        max_length=253,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$",
-        description="module:Class of a DistributedWorker or an App; modules next to the manifest are found",
+    worker_class: ClassReference = Field(
+        description="module:Class of a DistributedWorker or an App; modules next to the manifest are found"
     )
     setup_args: _Free = Field(default_factory=dict, description="keyword arguments of setup()")
     warmup_payload: _Free | None = Field(default=None, description="a request that runs once before the app is ready")
-    image: str | None = Field(default=None, max_length=512, description="container image")
+    image: Image | None = Field(default=None, description="container image")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
         default=None, description="as in a pod"
     )
@@ -276,14 +305,14 @@ class DistributedAppSpec(ApiModel):
     source: Source | None = Field(default=None, description="code that is not in the image")
     num_gpus: int = Field(default=1, ge=0, le=1024, description="GPUs of one replica, one rank each; 0: a CPU app")
     world_size: int | None = Field(default=None, ge=1, le=1024, description="ranks of a CPU app")
-    machine_type: str | None = Field(default=None, max_length=63, description="name or alias of a MachineType")
+    machine_type: MachineName | None = Field(default=None, description="name or alias of a MachineType")
     gpu: Gpu = Field(default_factory=Gpu, description="how GPUs are asked for")
     communication: Communication = Field(default_factory=Communication, description="how ranks talk to each other")
     replicas: int = Field(default=1, ge=0, le=1000, description="pods, each with a group of ranks")
     resources: Resources = Field(
         default_factory=Resources, description="requests and limits beside the GPUs, as in a pod"
     )
-    shared_memory_size: _Amount | None = Field(
+    shared_memory_size: Amount | None = Field(
         default=None, description="size of /dev/shm; default: the MachineType's, else 8Gi with GPUs and 1Gi without"
     )
     env: _Env = Field(default_factory=list, description="environment variables; DRUMLINE_* win over other fields")
@@ -308,8 +337,9 @@ class DistributedAppSpec(ApiModel):
             raise ValueError("worldSize is for CPU apps (numGPUs: 0); with GPUs it is numGPUs")
         if self.gpu.allocation == "ResourceClaim" and self.num_gpus == 0:
             raise ValueError("gpu.allocation ResourceClaim needs numGPUs > 0; remove gpu from CPU apps")
-        if "nvidia.com/gpu" in {*self.resources.requests, *self.resources.limits}:
-            raise ValueError("resources: GPUs are asked for with numGPUs; remove nvidia.com/gpu")
+        gpus = {"nvidia.com/gpu", self.gpu.resource_name} & {*self.resources.requests, *self.resources.limits}
+        if gpus:
+            raise ValueError(f"resources: GPUs are asked for with numGPUs; remove {gpus.pop()}")
         if self.communication.backend == "NCCL" and self.num_gpus == 0:
             raise ValueError("communication.backend NCCL needs numGPUs > 0; use Gloo for CPU apps")
         return self
@@ -331,16 +361,14 @@ class DistributedApp(ApiModel):
 class MachineTypeSpec(ApiModel):
     """Nodes of one kind."""
 
-    resource_name: _Name = Field(default="nvidia.com/gpu", description="extended resource of its GPUs")
+    resource_name: ResourceName = Field(default="nvidia.com/gpu", description="extended resource of its GPUs")
     gpus_per_node: int = Field(default=8, ge=0, le=64, description="GPUs of one node")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="labels of its nodes")
+    node_selector: dict[str, str] = Field(default_factory=dict, max_length=32, description="labels of its nodes")
     tolerations: list[_Free] = Field(default_factory=list, max_length=32, description="as in a pod")
-    runtime_class_name: _Name | None = Field(default=None, description="as in a pod")
-    shared_memory_size_per_gpu: _Amount | None = Field(default=None, description="shared memory for each GPU")
+    runtime_class_name: ObjectName | None = Field(default=None, description="as in a pod")
+    shared_memory_size_per_gpu: Amount | None = Field(default=None, description="shared memory for each GPU")
     env: _Env = Field(default_factory=list, description="variables of every app on it; the app's own win")
-    aliases: list[Annotated[str, Field(min_length=1, max_length=63)]] = Field(
-        default_factory=list, max_length=32, description="other names, e.g. GPU-H100"
-    )
+    aliases: list[MachineName] = Field(default_factory=list, max_length=32, description="other names, e.g. GPU-H100")
 
 
 class MachineType(ApiModel):
@@ -348,6 +376,6 @@ class MachineType(ApiModel):
 
     api_version: Literal["drumline.dev/v1alpha1"]
     kind: Literal["MachineType"]
-    metadata: Metadata
+    metadata: MachineMetadata
     spec: MachineTypeSpec
     status: _Free | None = Field(default=None, description="written by the operator")

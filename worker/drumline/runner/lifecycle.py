@@ -27,7 +27,6 @@ from drumline.worker import DistributedWorker
 log = logging.getLogger("drumline.runner")
 
 RestartPolicy = RestartSettings
-_DAY = 86400.0
 
 
 class Lifecycle:
@@ -41,7 +40,7 @@ class Lifecycle:
         master_port: int | None = None,
         worker_addr: str | None = None,
         worker_port: int | None = None,
-        timeout: float = _DAY,
+        timeout: float | None = None,
         keepalive_payload: Mapping[str, Any] | None = None,
         keepalive_interval: float | None = None,
         cwd: str | os.PathLike[str] | None = None,
@@ -70,11 +69,11 @@ class Lifecycle:
         self.master_port = master_port
         self.worker_addr = worker_addr
         self.worker_port = worker_port
-        self.timeout = timeout
         self.keepalive_payload = dict(keepalive_payload or {})
         self.keepalive_interval = keepalive_interval
         self.cwd = os.fspath(cwd) if cwd is not None else None
         preset = context.preset()
+        self.timeout = timeout if timeout is not None else preset.collective_timeout
         self.device = device if device is not None else preset.device
         self.backend = backend if backend is not None else preset.backend
         self.max_queue_depth = max_queue_depth if max_queue_depth is not None else preset.max_queue_depth

@@ -35,7 +35,8 @@ class DistributedRunner(Lifecycle):
         worker_addr: with ``worker_port``: talk to the ranks over ZeroMQ, encrypted and authenticated with CURVE, at
             this address. Without them: inherited sockets that nobody else can reach.
         worker_port: port of that channel; None with a ``worker_addr`` picks a free one.
-        timeout: seconds that a collective of the default process group may take.
+        timeout: seconds that a collective of the default process group may take. Default: a day, so that the other
+            time-outs come first.
         keepalive_payload: payload of the request that is run when nothing else was for ``keepalive_interval``.
         keepalive_interval: seconds; None never does that.
         cwd: working directory of the ranks.

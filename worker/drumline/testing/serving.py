@@ -107,6 +107,7 @@ def service_for(target: str, *, world_size: int = 2, runner: dict[str, Any] | No
         device="cpu",
         max_queue_depth=made.max_queue_depth,
         hang_timeout=made.hang_timeout,
+        timeout=made.collective_timeout,
         cancel_grace=made.cancel_grace,
         restart=made.restart,
         stream_buffer_bytes=made.stream_buffer_bytes,
