@@ -117,26 +117,29 @@ class Builder:
         shutil.rmtree(directory)
         self.report(f"made {name} from Debian {suite} in {time.monotonic() - started:.1f} s")
 
-    def keep(self, repository: str, count: int) -> list[str]:
-        """Remove all but the newest images of a repository, and what no image needs any more.
+    def keep(self, repository: str, count: int, stacks: int = 1) -> list[str]:
+        """Remove all but the newest images of a repository.
 
         Args:
             repository: A name without its tag.
-            count: How many stay.
+            count: How many stay at most.
+            stacks: How many largest layers they may have between them: those decide about the space that is taken.
 
         Returns:
             The names of those that were removed.
         """
         with self.locked("export"):
-            entries = [path / "index.json" for path in self.layout(f"{repository}:").parent.glob("*")]
-            layouts = [
-                (path.stat().st_mtime, image.name)
-                for path in entries
-                if path.exists()
-                for image in images(Folder(path.parent), "any")
-                if image.name.rpartition(":")[0] == repository
-            ]
-            old = [name for _, name in sorted(layouts, reverse=True)[count:]]
+            indexes = (self.root / "oci").glob("*/index.json")
+            found = [(path.stat().st_mtime, each) for path in indexes for each in images(Folder(path.parent), "any")]
+            mine = [each for _, each in sorted(found, key=lambda pair: -pair[0]) if named(each.name, repository)]
+            kept: list[str] = []  # the largest layer of each that stays
+            old = []
+            for image in mine:
+                largest = max(image.blobs, key=lambda digest: image.blobs[digest])
+                if len(kept) < count and (largest in kept or len(set(kept)) < stacks):
+                    kept.append(largest)
+                else:
+                    old.append(image.name)
             for name in old:
                 self._remove(name)
             return old
@@ -248,6 +251,11 @@ def remove_unused(layout: Path) -> list[str]:
     for path in unused:
         path.unlink()
     return [f"{path.parent.name}:{path.name}" for path in unused]
+
+
+def named(name: str, repository: str) -> bool:
+    """Whether an image belongs to a repository, whatever its tag."""
+    return name.rpartition(":")[0] == repository
 
 
 def link_siblings(layout: Path) -> None:

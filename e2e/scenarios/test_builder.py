@@ -62,7 +62,7 @@ def test_a_change_writes_its_own_layer_and_no_other(builder: Builder, context: P
     layout = build(builder, context)
     before = blobs(layout)
     (image,) = images(Folder(layout))
-    probe = layer_digests(Folder(layout), image)[0]
+    probe = all_layers(layout)[0]
     assert image.name == NAME
 
     (context / "data" / "two").touch()
@@ -94,6 +94,42 @@ def test_what_was_built_runs_and_took_no_copy(
     kubectl("create", "--filename=-", input=json.dumps(item))
     kubectl("wait", "--for=condition=Ready", "pod/built", f"--namespace={namespace}", "--timeout=60s")
     assert ask(kubectl, item, "/files?of=/data") == ["hello"]
+
+
+def test_only_the_newest_images_stay(builder: Builder, context: Path) -> None:
+    places = {}
+    for tag in ("one", "two", "three"):
+        (context / "data" / tag).touch()
+        places[tag] = builder.build(f"localhost/drumline/scratch:{tag}", context / "Dockerfile", context)
+    other = builder.build("localhost/drumline/scratch-other:one", context / "Dockerfile", context)
+    before = set(builder.unpacked())
+
+    assert builder.keep("localhost/drumline/scratch", 1) == [
+        f"localhost/drumline/scratch:{tag}" for tag in ("two", "one")
+    ]
+    assert [tag for tag, place in places.items() if place.exists()] == ["three"]
+    assert other.exists()
+    builder.prune()
+    # The data of the first two builds is gone, and all of the images that stayed is there.
+    layers = {digest for place in (places["three"], other) for digest in all_layers(place)}
+    assert layers == set(builder.unpacked()) < before
+
+
+def all_layers(layout: Path) -> list[str]:
+    (image,) = images(Folder(layout))
+    return layer_digests(Folder(layout), image)
+
+
+def test_a_layer_that_another_image_has_is_not_written_again(builder: Builder, context: Path) -> None:
+    (context / "data" / "one").touch()
+    first = build(builder, context)
+    second = builder.build("localhost/drumline/scratch:again", context / "Dockerfile", context)
+    assert second != first
+    probe = all_layers(first)[0].rpartition(":")[2]
+    assert (second / "blobs/sha256" / probe).samefile(first / "blobs/sha256" / probe)
+    builder.remove(NAME)
+    assert not first.exists()
+    assert set(all_layers(second)) <= {f"sha256:{path.name}" for path in second.glob("blobs/sha256/*")}
 
 
 def test_a_failed_build_says_why(builder: Builder, context: Path) -> None:

@@ -94,8 +94,8 @@ def test_two_ranks_serve_in_a_restricted_pod(
 
 def test_what_the_image_says_of_itself(kubectl: Kubectl, namespace: str, worker_image: str) -> None:
     replica = Replica(kubectl, namespace, worker_image, workerClass="drumline.testing.workers:Echo")
-    doctor = json.loads(replica.execute("drumline", "doctor", "--json"))
-    assert doctor
+    doctor = json.loads(replica.execute("drumline", "doctor", "--output=json"))
+    assert [finding for finding in doctor["findings"] if finding["status"] == "problem"] == []
     # torch with CUDA, the versions that are locked, all of them and no contradiction between them.
     found = replica.execute("python", "-c", "import torch; print(torch.version.cuda, torch.__version__)").split()
     assert found[0] != "None"
@@ -181,7 +181,7 @@ def test_an_image_of_ones_own_adds_its_code_and_nothing_else(
     (tmp_path / "Dockerfile").write_text(CHANGED.format(base=worker_image))
     try:
         layout = builder.build(name, tmp_path / "Dockerfile", tmp_path)
-        below = layers(ProjectImage("worker").layout(builder))
+        below = layers(builder.layout(worker_image))
         assert layers(layout)[: len(below)] == below
         copied = runtime.load(cluster.nodes, layout, unpacked=builder.unpacked())
         assert max(copied.values()) < 1_000_000
@@ -204,7 +204,7 @@ def test_a_change_of_code_changes_one_layer(cluster: Cluster, worker_image: str,
         module.write(f"# {tmp_path}\n")
     assert image.reference != worker_image
     try:
-        before, after = layers(ProjectImage("worker").layout(builder)), layers(layout := image.layout(builder))
+        before, after = layers(builder.layout(worker_image)), layers(layout := image.layout(builder))
         assert [old == new for old, new in zip(before, after, strict=True)] == [True] * (len(before) - 1) + [False]
         copied = runtime.load(cluster.nodes, layout, unpacked=builder.unpacked())
         assert max(copied.values()) < 10_000_000
