@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from e2e.cluster import runtime
 from e2e.cluster.builder import Builder
+from e2e.cluster.errors import ClusterError
 from e2e.cluster.images import Folder, images, layer_digests
 from e2e.cluster.layout import CHECKOUT
 from e2e.cluster.local import LocalCluster
@@ -215,3 +216,12 @@ def test_a_change_of_code_changes_one_layer(cluster: Cluster, worker_image: str,
 def layers(layout: Path) -> list[str]:
     (image,) = images(Folder(layout))
     return layer_digests(Folder(layout), image)
+
+
+def test_torch_for_cpus_needs_an_index_that_has_it(cluster: Cluster, worker_image: str) -> None:
+    if not isinstance(cluster, LocalCluster):
+        pytest.skip("other clusters get their images from Docker")
+    builder, image = Builder(report=lambda _: None), ProjectImage("worker")
+    for argument, words in {"TORCH=cpu": "TORCH_INDEX_URL", "TORCH=rocm": "must be cuda or cpu"}.items():
+        with pytest.raises(ClusterError, match=words):
+            builder.build("localhost/drumline/never:1", image.dockerfile, CHECKOUT, [argument])
