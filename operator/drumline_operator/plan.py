@@ -18,7 +18,7 @@ from drumline_operator.machine_types import Machine, NoMachine
 from drumline_operator.manifests import deployment, networkpolicy, pdb, service
 from drumline_operator.manifests.context import Context
 from drumline_operator.manifests.names import API_VERSIONS
-from drumline_operator.observe import Observed
+from drumline_operator.observe import Observed, time_of
 from drumline_operator.settings import OperatorSettings
 from drumline_operator.troubles import Trouble
 
@@ -51,7 +51,7 @@ def plan(
     written = status.app_status(raw, context, observed, machine, now, blocked=blocked)
     return (
         *children,
-        *_broken_pods(context, observed),
+        *_broken_pods(context, observed, now, settings),
         *_with_news(raw, written),
         *_look_again(context, observed, settings, children, blocked),
     )
@@ -147,14 +147,23 @@ def _leftover(found: Mapping[str, Any], name: str) -> bool:
     )
 
 
-def _broken_pods(context: Context, observed: Observed) -> Iterator[Action]:
-    """With RecreatePod, a pod whose container ended is replaced; the kubelet's back-off bounds how often."""
+def _broken_pods(context: Context, observed: Observed, now: datetime, settings: OperatorSettings) -> Iterator[Action]:
+    """With RecreatePod, a pod whose container ended is replaced, but none that is younger than the interval.
+
+    A new pod knows nothing of the kubelet's back-off: without a bound of ours it would be replaced at once, for ever.
+    """
     if context.app.spec.failure_policy.type != "RecreatePod":
         return
     for pod in observed.pods:
-        if not pod.deleting and pod.worker is not None and pod.worker.waiting == "CrashLoopBackOff":
-            yield Delete("Pod", pod.name, pod.uid, f"{pod.name} is replaced: its worker container ended")
-            yield Event("Warning", "PodReplaced", f"{pod.name} is replaced: its worker container ended")
+        if pod.deleting or pod.worker is None or pod.worker.waiting != "CrashLoopBackOff":
+            continue
+        born = time_of(pod.created)
+        left = settings.replace_interval - (now - born).total_seconds() if born else 0.0
+        if left > 0:
+            yield RequeueAfter(left)
+            continue
+        yield Delete("Pod", pod.name, pod.uid, f"{pod.name} is replaced: its worker container ended")
+        yield Event("Warning", "PodReplaced", f"{pod.name} is replaced: its worker container ended")
 
 
 def _with_news(raw: Mapping[str, Any], written: dict[str, Any]) -> Iterator[Action]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from drumline.api.v1alpha1 import API_VERSION, DistributedApp, MachineTypeSpec
@@ -50,6 +51,7 @@ class Context:
         """The extended resource of its GPUs."""
         return self.app.spec.gpu.resource_name or (self.machine.resource_name if self.machine else "nvidia.com/gpu")
 
+    @cached_property
     def inputs(self) -> str:
         """Return a hash of all that the pods are made from.
 
@@ -71,7 +73,7 @@ class Context:
     @property
     def revision(self) -> str:
         """Short name of what the pods are made from."""
-        return self.inputs()[:10]
+        return self.inputs[:10]
 
     def child(self, kind: str, spec: dict[str, Any], annotations: dict[str, str] | None = None) -> dict[str, Any]:
         """Return a manifest with what all children have: the name, labels, and the app as owner."""

@@ -24,7 +24,7 @@ def build(context: Context, live: Mapping[str, Any] | None = None) -> dict[str, 
     Raises:
         ConfigurationError: as :func:`drumline_operator.manifests.pod.build`.
     """
-    spec, inputs = context.app.spec, context.inputs()
+    spec, inputs = context.app.spec, context.inputs
     kept = _kept(live, inputs)
     template, rendered_by = kept or (pod.build(context), context.settings.version)
     text = json.dumps(template, sort_keys=True, separators=(",", ":"))
