@@ -25,18 +25,20 @@ setup: ## Create or refresh .venv from requirements.lock (done by every other ta
 demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, save the images
 	$(PYTHON_HERE) examples/parallel_sdxl/demo.py $(ARGS)
 
-test: lint types layers unit handlers contract process strategies ## Everything that CI checks
+test: lint types layers unit chart handlers contract process strategies ## Everything that CI checks
 
-lint: setup ## Style and common mistakes (ruff), and whether crds/ and the reference are up to date
+lint: setup ## Style and common mistakes (ruff), and whether what is generated is up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=operator $(BIN)/python -m drumline_operator.crd --check
 	PYTHONPATH=operator $(BIN)/python -m drumline_operator.reference --check
+	$(BIN)/python tools/chart_values.py --check
 
-reference: setup ## Write the pages of docs/reference that are made from the models
+reference: setup ## Write the pages of docs/reference that are generated, and the chart's values.yaml
 	PYTHONPATH=operator $(BIN)/python -m drumline_operator.reference --write
+	$(BIN)/python tools/chart_values.py --write
 
-crds: setup ## Write crds/ from the models in worker/drumline/api
+crds: setup ## Write crds/, and the chart's templates of them, from the models in worker/drumline/api
 	PYTHONPATH=operator $(BIN)/python -m drumline_operator.crd --write
 
 types: setup ## mypy --strict over the package
@@ -47,6 +49,10 @@ layers: setup ## Who may import whom (import-linter)
 
 unit: setup ## Pure modules, properties over random input, and the ground rules (layers, docs, lock file)
 	$(PYTEST) --session-timeout=600 tests/unit tests/property tests/cluster
+
+# Helm and others are built when they are first used, which needs Go; like the cluster's, they are in the user's own cache.
+chart: setup ## The Helm chart: lint, templates, values, what its roles allow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=3 --session-timeout=600 $(ARGS) tests/chart
 
 # etcd and the API server are built once per user (some minutes), in the user's own cache folder.
 handlers: setup ## The operator's process against a real API server (etcd and kube-apiserver, no pods)

@@ -18,6 +18,7 @@ TIMEOUTS = {
     "cluster": 60,
     "property": 60,
     "handlers": 120,
+    "chart": 60,
     "contract": 60,
     "process": 120,
     "strategies": 300,

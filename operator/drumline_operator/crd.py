@@ -1,6 +1,7 @@
 """The CustomResourceDefinitions, made from the models of ``drumline.api``: ``python -m drumline_operator.crd --write``.
 
-``custom_resource_definitions`` is pure; only the command at the end touches files. Rules across fields are CEL, so that
+They are written twice: as they are, and as templates of the Helm chart. The functions are pure; only the command at the
+end touches files. Rules across fields are CEL, so that
 the API server itself refuses a wrong manifest, with a message that names the field and the cure. The models hold the same
 rules in Python, for what slips past CEL (``tests/unit/test_operator_crd.py`` compares the two).
 """
@@ -105,6 +106,23 @@ RULES: Final[Mapping[str, Sequence[Rule]]] = {
 }
 _LIST_KEYS: Final = {"Condition": "type", "GroupStatus": "name", "EnvVar": "name"}
 
+_HEADER: Final = "# Made by `make crds` from worker/drumline/api; do not edit.\n"
+_TEMPLATE: Final = """\
+{{{{- /* {header} */}}}}
+{{{{- if .Values.crds.install }}}}
+apiVersion: {version}
+kind: CustomResourceDefinition
+metadata:
+  name: {name}
+  labels:
+    {{{{- include "drumline.labels" . | nindent 4 }}}}
+  {{{{- if .Values.crds.keep }}}}
+  annotations:
+    helm.sh/resource-policy: keep
+  {{{{- end }}}}
+{body}
+{{{{- end }}}}
+"""
 _READY: Final = '.status.conditions[?(@.type=="Ready")]'
 _AVAILABLE: Final = '.status.conditions[?(@.type=="Available")]'
 _AGE: Final = ("Age", "date", ".metadata.creationTimestamp", 0)
@@ -155,8 +173,27 @@ def custom_resource_definitions() -> dict[str, str]:
     found = {}
     for each in (distributed_app(), machine_type()):
         text = yaml.dump(each, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
-        header = "# Made by `make crds` from worker/drumline/api; do not edit.\n"
-        found[f"{GROUP}_{each['spec']['names']['plural']}.yaml"] = header + text
+        found[f"{GROUP}_{each['spec']['names']['plural']}.yaml"] = _HEADER + text
+    return found
+
+
+def chart_templates() -> dict[str, str]:
+    """Return the same as templates of the chart, by file name.
+
+    The chart's values ``crds.install`` and ``crds.keep`` decide whether they are part of a release, and whether they stay
+    when it is removed: with a definition go all its objects.
+    """
+    found = {}
+    for name, text in custom_resource_definitions().items():
+        definition = yaml.safe_load(text)
+        metadata = definition["metadata"]
+        body = yaml.dump({"spec": definition["spec"]}, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+        found[name] = _TEMPLATE.format(
+            header=_HEADER.removeprefix("# ").rstrip(),
+            name=metadata["name"],
+            version=definition["apiVersion"],
+            body=body.replace("{{", '{{ "{{" }}').rstrip(),
+        )
     return found
 
 
@@ -232,10 +269,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--write", action="store_true", help="write the files")
     what.add_argument("--check", action="store_true", help="exit 1 when a file is not up to date")
     parser.add_argument("--folder", type=Path, default=Path("crds"), help="where they are (default: crds)")
+    templates = Path("charts/drumline/templates/crds")
+    parser.add_argument("--chart", type=Path, default=templates, help=f"where the chart's are (default: {templates})")
     options = parser.parse_args(arguments)
+    wanted: dict[Path, str] = {options.folder / name: text for name, text in custom_resource_definitions().items()}
+    wanted |= {options.chart / name: text for name, text in chart_templates().items()}
     stale = []
-    for name, text in custom_resource_definitions().items():
-        path: Path = options.folder / name
+    for path, text in wanted.items():
         if options.write:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")

@@ -197,15 +197,18 @@ def test_statuses_validate_against_the_schema() -> None:
 
 
 def test_the_files_are_up_to_date() -> None:
-    assert crd.main(["--check", "--folder", str(ROOT / "crds")]) == 0
+    chart = ROOT / "charts" / "drumline" / "templates" / "crds"
+    assert crd.main(["--check", "--folder", str(ROOT / "crds"), "--chart", str(chart)]) == 0
 
 
-def test_a_stale_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert crd.main(["--write", "--folder", str(tmp_path)]) == 0
-    assert crd.main(["--check", "--folder", str(tmp_path)]) == 0
-    stale = tmp_path / "drumline.dev_machinetypes.yaml"
+@pytest.mark.parametrize("which", ["crds", "chart"])
+def test_a_stale_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str) -> None:
+    folders = ["--folder", str(tmp_path / "crds"), "--chart", str(tmp_path / "chart")]
+    assert crd.main(["--write", *folders]) == 0
+    assert crd.main(["--check", *folders]) == 0
+    stale = tmp_path / which / "drumline.dev_machinetypes.yaml"
     stale.write_text(stale.read_text() + "\n")
-    assert crd.main(["--check", "--folder", str(tmp_path)]) == 1
+    assert crd.main(["--check", *folders]) == 1
     assert str(stale) in capsys.readouterr().err
 
 
