@@ -1,0 +1,156 @@
+"""``python -m bench.page``: docs/reference/performance.md and its plots, made from the committed results.
+
+``--check`` says whether the page is what the results give; plots are not compared, their text would differ by version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.peers.measures import MEASURES
+from bench.report import RESULTS, Row, number, table
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "performance.md"
+PLOTS = PAGE.parent / "performance"
+_ORDER = ("drumline", "pipes", "fal", "ray", "mosec", "litserve")
+_PLOTTED = ("latency", "rate-32", "image", "tensor", "first", "delay")
+
+_INTRO = """# Performance
+
+Made by `python -m bench.page` from `bench/results`. Repeat it with `make bench`, `make bench-peers`, `make bench-operator`: every
+figure is measured beside its floor in the same run, because only ratios mean something on another machine.
+
+"""
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """Return a committed result, or None when there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def page() -> str:
+    """Return the page."""
+    parts = [_INTRO]
+    if (ours := load("latest")) is not None:
+        parts.append(_ours(ours))
+    if (peers := load("peers")) is not None:
+        parts.append(_peers(peers))
+    if (operator := load("operator")) is not None and (body := operator.get("markdown")):
+        parts.append(f"## Operator\n\n{_machine(operator)}\n\n{body}\n")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _machine(document: dict[str, Any]) -> str:
+    facts = document["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
+    return (
+        f"{document['date']}, {facts['cpu']}, {facts['usable_cores']} cores, {facts['system']}, Python {facts['python']}, "
+        f"load average {facts['load_average']} at the start; {packages}."
+    )
+
+
+def _ours(document: dict[str, Any]) -> str:
+    known = Row.__dataclass_fields__
+    rows = [Row(**{key: value for key, value in row.items() if key in known}) for row in document["rows"]]
+    rounds = f"{document['rounds']} rounds" + (", shortened" if document["quick"] else "")
+    return f"## Against the floors\n\n{_machine(document)} Medians of {rounds}.\n\n{table(rows)}\n"
+
+
+def _peers(document: dict[str, Any]) -> str:
+    figures = document["figures"]
+    names = [name for name in ("floor", *_ORDER) if name in figures]
+    lines = [
+        "## Beside others",
+        "",
+        f"{_machine(document)} Medians of {document['rounds']} interleaved rounds; every server does the same work "
+        "(`bench/peers/servers/work.py`) and runs in an environment of its own.",
+        "",
+        "| | ranks | set up as |",
+        "|---|---|---|",
+        *(f"| {n} | {document['contestants'][n]['ranks']} | {document['contestants'][n]['settings']} |" for n in names),
+        "",
+        "| measure | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    for key, title in _titles().items():
+        cells = [_cell(figures, name, key) for name in names]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    lines += ["", "In brackets: how many times ours.", ""]
+    lines += [f"![{_titles()[key]}](performance/{key}.svg)" for key in _PLOTTED]
+    lines += ["", "### When the process that works on a request is killed", ""]
+    lines += ["| | the request in flight | its client knew after | served again after |", "|---|---|---|---|"]
+    for name, end in document["deaths"].items():
+        lines.append(f"| {name} | {end['answer']} | {_seconds(end['told_s'])} | {_seconds(end['back_s'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _titles() -> dict[str, str]:
+    titles = {measure.key: f"{measure.title} ({measure.unit})" for measure in MEASURES}
+    return titles | {"start": "command to first answer (s)", "memory": "memory of all processes, USS (MiB)"}
+
+
+def _cell(figures: dict[str, dict[str, list[float]]], name: str, key: str) -> str:
+    values, ours = figures[name].get(key), figures["drumline"].get(key)
+    if not values:
+        return "none in time"
+    cell = number(median(values))
+    return cell if name == "drumline" or not ours else f"{cell} ({number(median(values) / median(ours))}x)"
+
+
+def _seconds(value: float | None) -> str:
+    return "not within 30 s" if value is None else f"{value:.2f} s"
+
+
+def plot(document: dict[str, Any]) -> None:
+    """Write one bar chart per measure."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "drumline"
+    from matplotlib import pyplot
+
+    PLOTS.mkdir(exist_ok=True)
+    figures = document["figures"]
+    names = [name for name in ("floor", *_ORDER) if name in figures]
+    for key in _PLOTTED:
+        shown = [name for name in names if figures[name].get(key)]
+        values = [median(figures[name][key]) for name in shown]
+        spread = [[v - min(figures[n][key]), max(figures[n][key]) - v] for n, v in zip(shown, values, strict=True)]
+        figure, axes = pyplot.subplots(figsize=(6.4, 0.4 * len(shown) + 1.1))
+        colours = ["#0b7285" if name == "drumline" else "#adb5bd" for name in shown]
+        axes.barh(shown, values, color=colours, xerr=list(zip(*spread, strict=True)), ecolor="#495057")
+        axes.invert_yaxis()
+        axes.set_title(_titles()[key], fontsize=10, loc="left")
+        if max(values) > 20 * min(values):
+            axes.set_xscale("log")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.tight_layout()
+        figure.savefig(PLOTS / f"{key}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def main() -> int:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.page", description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    text = page()
+    if args.check:
+        same = PAGE.is_file() and PAGE.read_text() == text
+        print("up to date" if same else f"{PAGE.name} is not what bench/results gives: run python -m bench.page")
+        return int(not same)
+    PAGE.write_text(text)
+    if (peers := load("peers")) is not None:
+        plot(peers)
+    print(f"wrote {PAGE.relative_to(PAGE.parents[2])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
