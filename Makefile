@@ -101,6 +101,9 @@ bench-peers: setup ## The same work behind other servers, each in an environment
 bench-operator: setup ## The operator on a real control plane with up to 1,000 apps, beside a plain client; saved as JSON
 	$(BIN)/python -m bench.operator $(ARGS)
 
+chaos: setup ## Break a real server a thousand times while clients use it, and check every answer (ARGS="--seed 7")
+	$(PYTHON_HERE) -m chaos $(ARGS)
+
 format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

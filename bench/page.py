@@ -22,8 +22,8 @@ _PLOTTED = ("latency", "rate-32", "image", "tensor", "first", "delay")
 
 _INTRO = """# Performance
 
-Made by `python -m bench.page` from `bench/results`. Repeat it with `make bench`, `make bench-peers`, `make bench-operator`: every
-figure is measured beside its floor in the same run, because only ratios mean something on another machine.
+Made by `python -m bench.page` from `bench/results`. Repeat it with `make bench`, `make bench-peers`, `make bench-operator`.
+Every figure is measured beside its floor in the same run, because only ratios mean something on another machine.
 
 """
 
