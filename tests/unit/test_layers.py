@@ -46,12 +46,15 @@ def test_every_way_to_reach_torch_distributed_is_seen(source: str) -> None:
     assert not uses_torch_distributed(ast.parse(source.replace("distributed", "nn")))
 
 
+#: Workers, and pieces that workers call: users' code, to which the default process group belongs.
+USERS = ("drumline.testing", "drumline.diffusion", "drumline.training")
+
+
 def test_only_the_rank_group_uses_torch_distributed() -> None:
-    # drumline.testing holds workers, which stand for users' code.
     users = {
         name
         for name, path in MODULES.items()
-        if not name.startswith("drumline.testing") and uses_torch_distributed(ast.parse(path.read_text()))
+        if not name.startswith(USERS) and uses_torch_distributed(ast.parse(path.read_text()))
     }
     assert users == {"drumline.rank.group"}
 
@@ -83,6 +86,8 @@ def test_modules_stay_short() -> None:
         ("drumline.server.app", {"torch"}),
         ("drumline.runner.runner", {"torch", "fastapi", "zmq"}),
         ("drumline.cli", {"torch", "fastapi", "zmq"}),
+        ("drumline.diffusion.plan", {"torch", "numpy", "PIL", "diffusers", "asyncio"}),
+        ("drumline.diffusion", {"torch", "numpy", "PIL", "diffusers"}),
         ("drumline_operator.reconcile", {"torch", "numpy", "fastapi", "zmq", "kopf", "kubernetes"}),
     ],
 )

@@ -41,13 +41,13 @@ def build_sdxl(seed: int = 0) -> Any:
     """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    with _seeded(seed):
+    with seeded(seed):
         return StableDiffusionXLPipeline(
-            vae=_vae(),
-            text_encoder=_clip_text(projection=False),
-            text_encoder_2=_clip_text(projection=True),
-            tokenizer=_clip_tokenizer(),
-            tokenizer_2=_clip_tokenizer(),
+            vae=autoencoder(),
+            text_encoder=clip_text(projection=False),
+            text_encoder_2=clip_text(projection=True),
+            tokenizer=clip_tokenizer(),
+            tokenizer_2=clip_tokenizer(),
             unet=_unet(),
             scheduler=EulerDiscreteScheduler(
                 beta_start=0.00085,
@@ -60,17 +60,22 @@ def build_sdxl(seed: int = 0) -> Any:
         )
 
 
-def build_taesd(seed: int = 0) -> Any:
-    """Return a tiny ``AutoencoderTiny`` in float32 on the CPU: the fast decoder of previews."""
+def build_taesd(seed: int = 0, scaling_factor: float = 25.0) -> Any:
+    """Return a tiny ``AutoencoderTiny`` in float32 on the CPU: the fast decoder of previews.
+
+    Args:
+        seed: of the weights; the caller's random state is left as it was.
+        scaling_factor: what latents are divided by before they are decoded.
+    """
     from diffusers import AutoencoderTiny
 
-    with _seeded(seed):
+    with seeded(seed):
         vae = AutoencoderTiny(
             encoder_block_out_channels=(8,) * 4,
             decoder_block_out_channels=(32,) * 4,
             num_encoder_blocks=(1,) * 4,
             num_decoder_blocks=(1,) * 4,
-            scaling_factor=25.0,
+            scaling_factor=scaling_factor,
         ).eval()
         decoder = vae.decoder
         _smooth(decoder, through=0.8)
@@ -85,16 +90,25 @@ def save_sdxl(folder: Path | str, seed: int = 0) -> Path:
     Raises:
         RuntimeError: this process is a rank other than 0, where transformers leaves out the weights.
     """
+    return save_pipeline(build_sdxl(seed), folder)
+
+
+def save_pipeline(pipeline: Any, folder: Path | str) -> Path:
+    """Write ``pipeline`` to ``folder`` (made if needed) for ``from_pretrained``; return it.
+
+    Raises:
+        RuntimeError: this process is a rank other than 0, where transformers leaves out the weights.
+    """
     with _without_progress_bars():
-        build_sdxl(seed).save_pretrained(folder)
+        pipeline.save_pretrained(folder)
     if not any(Path(folder, "text_encoder").glob("*.safetensors")):
         raise RuntimeError("transformers saves models on rank 0 only; build the tiny models there, then pass a barrier")
     return Path(folder)
 
 
-def save_taesd(folder: Path | str, seed: int = 0) -> Path:
+def save_taesd(folder: Path | str, seed: int = 0, scaling_factor: float = 25.0) -> Path:
     """Write :func:`build_taesd` to ``folder`` (made if needed, 0.6 MB) for ``from_pretrained``; return it."""
-    build_taesd(seed).save_pretrained(folder)
+    build_taesd(seed, scaling_factor).save_pretrained(folder)
     file = Path(folder) / "config.json"
     config = json.loads(file.read_text())
     config.pop("block_out_channels", None)  # written by diffusers, which then warns about it at every load
@@ -111,16 +125,40 @@ def tiny_models(cache: Path | None = None) -> Path:
     The folder's name depends on the recipe and on the versions of torch, diffusers and transformers. It appears in one
     step (a rename), so any number of processes and threads may call this at once.
     """
-    names = [f"{name}={version(name)}" for name in ("torch", "diffusers", "transformers")]
-    key = hashlib.sha256("\n".join([f"recipe={RECIPE}", *names]).encode()).hexdigest()[:16]
+    return built_once({"sdxl": save_sdxl, "taesd": save_taesd}, RECIPE, cache)
+
+
+def built_once(savers: dict[str, Callable[[Path], Path]], recipe: int, cache: Path | None = None) -> Path:
+    """Return the folder that holds a subfolder for each of ``savers``, which are called when it is not there yet.
+
+    Args:
+        savers: by name of the subfolder; each writes a model to the path it is given.
+        recipe: of the builders behind ``savers``; raise it when one changes.
+        cache: parent folder; by default ``$XDG_CACHE_HOME/drumline/models`` (``~/.cache/drumline/models``).
+    """
+    versions = [f"{name}={version(name)}" for name in ("torch", "diffusers", "transformers")]
+    key = hashlib.sha256("\n".join([*savers, f"recipe={recipe}", *versions]).encode()).hexdigest()[:16]
     cache = cache or _default_cache()
     folder = cache / key
     with _building:
         if folder.is_dir():
             return folder
         cache.mkdir(parents=True, exist_ok=True)
-        _build_into(folder, {"sdxl": save_sdxl, "taesd": save_taesd})
+        _build_into(folder, savers)
     return folder
+
+
+def on_every_rank(build: Callable[[], Path], rank: int) -> Path:
+    """Return what ``build`` returns, on all ranks: rank 0 calls it first, then the others.
+
+    transformers saves models on rank 0 only, so no other rank may be the one that builds.
+    """
+    import torch.distributed as dist
+
+    if rank == 0:
+        build()
+    dist.barrier()
+    return build()
 
 
 def _build_into(folder: Path, savers: dict[str, Callable[[Path], Path]]) -> None:
@@ -156,7 +194,8 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Fix torch's seed in the body; the caller's random state is left as it was."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -164,7 +203,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _clip_tokenizer() -> Any:
+def clip_tokenizer() -> Any:
     """Return a byte-level CLIP tokenizer without merges: 256 bytes, 256 end-of-word bytes and 2 specials, 514 ids."""
     from transformers import CLIPTokenizer
 
@@ -175,7 +214,8 @@ def _clip_tokenizer() -> Any:
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77)
 
 
-def _clip_text(*, projection: bool) -> Any:
+def clip_text(*, projection: bool) -> Any:
+    """Return a CLIP text encoder of width 32 for :func:`clip_tokenizer`."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -223,7 +263,8 @@ def _unet() -> Any:
     return unet
 
 
-def _vae() -> Any:
+def autoencoder(**config: Any) -> Any:
+    """Return an ``AutoencoderKL`` of scale 8 with 4 latent channels; ``config`` adds to its configuration."""
     from diffusers import AutoencoderKL
 
     blocks = 4  # scale 8
@@ -237,7 +278,7 @@ def _vae() -> Any:
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
         sample_size=128,
-        scaling_factor=0.13,
+        **{"scaling_factor": 0.13, **config},
     ).eval()
     _smooth(vae.decoder, through=0.8)
     _colour(vae, vae.decoder.conv_out, middle=0.0, contrast=0.4)
