@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ import pytest_asyncio
 from drumline.distributed import DistributedRunner
 
 HERE = Path(__file__).parent
-
-Start = Callable[..., Awaitable[DistributedRunner]]
 
 
 @pytest.fixture(scope="session")
@@ -33,20 +31,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def start(one_thread: None) -> AsyncIterator[Start]:
-    """`start(worker, ranks, **setup)`: a runner of one of `raw_examples.py`, stopped at the end of the module."""
-    runners: list[DistributedRunner] = []
+async def start(ranks: int) -> DistributedRunner:
+    runner = DistributedRunner(f"{HERE / 'raw_examples.py'}:Examples", world_size=ranks, device="cpu")
+    await runner.start(timeout=250)
+    return runner
 
-    async def start_one(worker: str, ranks: int, **setup: Any) -> DistributedRunner:
-        runner = DistributedRunner(f"{HERE / 'raw_examples.py'}:{worker}", world_size=ranks, device="cpu")
-        runners.append(runner)
-        await runner.start(timeout=250, **{"model": "tiny", **setup})
-        return runner
 
-    yield start_one
-    for runner in runners:
-        await runner.stop()
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def two(one_thread: None) -> AsyncIterator[DistributedRunner]:
+    """Two warm ranks that run any example: `raw_examples.py`."""
+    runner = await start(2)
+    yield runner
+    await runner.stop()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def four(one_thread: None) -> AsyncIterator[DistributedRunner]:
+    """Four of them."""
+    runner = await start(4)
+    yield runner
+    await runner.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,24 @@
-"""The examples' workers, but their results are tensors as they were drawn, untouched by 8-bit pixels.
-
-`raw_examples.py:FluxUlysses` is the worker of `examples/flux_ulysses/app.py`, and so on.
-"""
+"""All examples behind one worker, so that they share warm ranks; results are tensors, untouched by 8-bit pixels."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from drumline.distributed import DistributedWorker
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
+WORKERS = {
+    "flux_hybrid": "FluxHybrid",
+    "flux_pipefusion": "FluxPipeFusion",
+    "flux_ring": "FluxRing",
+    "flux_tensor": "FluxTensor",
+    "flux_ulysses": "FluxUlysses",
+    "flux_usp": "FluxUsp",
+    "sd3_ulysses": "Sd3Ulysses",
+    "sdxl_cfg": "SdxlCfg",
+}
 
 
 def load(example: str) -> Any:
@@ -23,13 +33,38 @@ def load(example: str) -> Any:
     return sys.modules[name]
 
 
-class Raw:
-    picture = staticmethod(lambda images: images)
+RAW = {
+    example: type(name, (getattr(load(example), name),), {"picture": staticmethod(lambda images: images)})
+    for example, name in WORKERS.items()
+}
 
 
-class FluxUlysses(Raw, load("flux_ulysses").FluxUlysses):
-    pass
+def traps(rank: int, world_size: int) -> Any:
+    """Import `traps.py`, which lies beside this file."""
+    spec = importlib.util.spec_from_file_location("drumline_traps", Path(__file__).with_name("traps.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Traps(rank, world_size)
 
 
-class SdxlCfg(Raw, load("sdxl_cfg").SdxlCfg):
-    pass
+class Examples(DistributedWorker):
+    """Passes each request on to an example's own worker, which is set up when it is first asked for."""
+
+    def setup(self) -> None:
+        self.workers: dict[str, DistributedWorker] = {}
+
+    def __call__(
+        self, streaming: bool = False, *, example: str, setup: dict[str, Any] | None = None, **payload: Any
+    ) -> Any:
+        key = example + json.dumps(setup)
+        if key not in self.workers:
+            make = traps if example == "traps" else RAW[example]
+            worker = make(self.rank, self.world_size)
+            worker.device = self.device
+            worker.setup(**{"model": "tiny", **(setup or {})})
+            self.workers[key] = worker
+        worker = self.workers[key]
+        worker._services, worker.request = self._services, self.request
+        return worker(streaming, **payload)

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from drumline.diffusion import Groups, ModelShape, ParallelPlan, PlanError, describe, join, shape_of
+from drumline.diffusion import FluxSampler, Groups, ModelShape, ParallelPlan, PlanError, describe, join, shape_of
 from drumline.testing import tiny, tiny_flow
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -158,20 +161,37 @@ def test_what_describe_reads_of_each_model(configs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("example", "worker", "kind", "ranks", "message"),
+    ("example", "kind", "ranks", "setup", "message"),
     [
-        ("flux_ulysses", "FluxUlysses", "flux", 3, "ulysses=3 does not divide the 4 attention heads"),
-        ("flux_ulysses", "FluxUlysses", "sdxl", 2, "the sequence of UNet2DConditionModel cannot be split"),
-        ("sdxl_cfg", "SdxlCfg", "sdxl", 3, r"\(cfg=2\) is for 2 ranks and there are 3"),
+        ("flux_ulysses", "flux", 3, {}, "ulysses=3 does not divide the 4 attention heads"),
+        ("flux_ulysses", "sdxl", 2, {}, "the sequence of UNet2DConditionModel cannot be split"),
+        ("flux_ring", "sd3", 2, {}, "ring=2: SD3Transformer2DModel is split by our own processors"),
+        ("flux_usp", "flux", 3, {}, r"\(ulysses=2\) is for 2 ranks and there are 3"),
+        ("flux_usp", "flux", 6, {"ulysses": 3}, "ulysses=3 does not divide the 4 attention heads"),
+        ("sd3_ulysses", "sd3", 8, {}, "ulysses=8 does not divide the 4 attention heads"),
+        ("flux_tensor", "flux", 3, {}, "tensor=3 does not divide the 4 attention heads"),
+        ("flux_tensor", "sd3", 2, {}, "no tensor-parallel plan for SD3Transformer2DModel"),
+        ("sdxl_cfg", "sdxl", 3, {}, r"\(cfg=2\) is for 2 ranks and there are 3"),
+        ("flux_pipefusion", "flux", 7, {}, "pipefusion=7 stages need a block each, FluxTransformer2DModel has 6"),
+        ("flux_pipefusion", "sd3", 2, {}, "there is no patch pipeline for SD3Transformer2DModel"),
+        ("flux_hybrid", "flux", 4, {}, r"\(cfg=2 x pipefusion=2 x ulysses=2\) is for 8 ranks and there are 4"),
+        ("flux_hybrid", "flux", 12, {"ulysses": 3}, "ulysses=3 does not divide the 4 attention heads"),
     ],
 )
 def test_examples_refuse_before_weights_are_loaded(
-    configs: Path, load_example: Callable[[str], Any], example: str, worker: str, kind: str, ranks: int, message: str
+    configs: Path,
+    load_example: Callable[[str], Any],
+    example: str,
+    kind: str,
+    ranks: int,
+    setup: dict[str, int],
+    message: str,
 ) -> None:
-    instance = getattr(load_example(example), worker)(0, ranks)
-    instance.device = torch.device("cpu")
+    manifest = yaml.safe_load((EXAMPLES / example / "app.yaml").read_text())
+    worker = getattr(load_example(example), manifest["spec"]["workerClass"].removeprefix("app:"))(0, ranks)
+    worker.device = torch.device("cpu")
     with pytest.raises(PlanError, match=message):
-        instance.setup(model=str(configs / kind))
+        worker.setup(model=str(configs / kind), **setup)
 
 
 def test_a_group_of_one_needs_no_process_group() -> None:
@@ -181,3 +201,27 @@ def test_a_group_of_one_needs_no_process_group() -> None:
     assert alone.seed(None) != alone.seed(None)
     assert alone.gather(torch.ones(2)) is not None
     assert all(alone.group(name) is None for name in ("cfg", "data", "ulysses"))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [({"patches": 0}, "patches=0: use 1 or more"), ({"warmup": 0}, "warmup=0: the first step has")],
+)
+def test_a_sampler_with_wrong_numbers(numbers: dict[str, int], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        FluxSampler(tiny_flow.build_flux(), Groups(ParallelPlan()), **numbers)
+
+
+def test_a_scheduler_that_adds_noise_at_each_step() -> None:
+    pipeline = tiny_flow.build_flux()
+    pipeline.scheduler.register_to_config(stochastic_sampling=True)
+    with pytest.raises(PlanError, match="stochastic_sampling=True"):
+        FluxSampler(pipeline, Groups(ParallelPlan()))
+
+
+def test_a_sampler_refuses_what_it_would_compute_wrongly() -> None:
+    pipeline = tiny_flow.build_flux()
+    sampler = FluxSampler(pipeline, Groups(ParallelPlan()))
+    pipeline.transformer.transformer_blocks[0].attn.fused_projections = True
+    with pytest.raises(PlanError, match="unfuse_qkv_projections"):
+        sampler("a cat", width=64, height=64, num_inference_steps=1, max_sequence_length=16)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from drumline.diffusion.plan import ModelShape, ParallelPlan, PlanError
     from drumline.diffusion.sequence import enable_context_parallel
     from drumline.diffusion.steps import AfterStep, Previews, picture
+    from drumline.diffusion.tensor import enable_tensor_parallel, load_tensor_parallel
 
 _HOMES = {
     "describe": ("describe", "shape_of"),
@@ -25,6 +26,7 @@ _HOMES = {
     "plan": ("ModelShape", "ParallelPlan", "PlanError"),
     "sequence": ("enable_context_parallel",),
     "steps": ("AfterStep", "Previews", "picture"),
+    "tensor": ("enable_tensor_parallel", "load_tensor_parallel"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -39,7 +41,9 @@ __all__ = [
     "describe",
     "enable_cfg_parallel",
     "enable_context_parallel",
+    "enable_tensor_parallel",
     "join",
+    "load_tensor_parallel",
     "picture",
     "shape_of",
 ]

@@ -1,4 +1,4 @@
-"""What diffusers' parallelism lacks on CPU ranks, lent to it. It is experimental (docs/adr/0007): all that we patch is here."""
+"""What diffusers' parallelism lacks on CPU ranks, lent to it. It is experimental (docs/adr/0012): all that we patch is here."""
 
 from __future__ import annotations
 

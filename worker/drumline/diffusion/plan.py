@@ -141,8 +141,8 @@ class ParallelPlan:
             )
         self._check_guidance(model)
         self._check_pipefusion(model)
-        self._check_sequence(model)
-        self._check_tensor(model)
+        self.check_sequence(model)
+        self.check_tensor(model)
 
     def check_request(self, model: ModelShape, *, width: int, height: int, text_tokens: int, patches: int = 1) -> None:
         """Check that a request's tokens can be split. Call it first in ``__call__``, on all ranks.
@@ -207,7 +207,8 @@ class ParallelPlan:
                 f"use pipefusion={model.blocks} or less"
             )
 
-    def _check_sequence(self, model: ModelShape) -> None:
+    def check_sequence(self, model: ModelShape) -> None:
+        """The part of :meth:`check` about ``ulysses`` and ``ring``."""
         if self.sequence == 1:
             return
         if model.sequence is None:
@@ -225,7 +226,8 @@ class ParallelPlan:
         if self.ulysses > 1:
             self._check_heads("ulysses", self.ulysses, model)
 
-    def _check_tensor(self, model: ModelShape) -> None:
+    def check_tensor(self, model: ModelShape) -> None:
+        """The part of :meth:`check` about ``tensor``."""
         if self.tensor == 1:
             return
         if not model.tensor_widths:

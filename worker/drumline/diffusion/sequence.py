@@ -62,10 +62,15 @@ def enable_context_parallel(model: Any, groups: Groups, *, own: bool | None = No
     shape = shape_of(model)
     if getattr(model, "_parallel_config", None) is not None or isinstance(_first_processor(model), Ulysses):
         raise PlanError(f"{shape.name} is parallel already: enable it once, in setup()")
-    plan._check_sequence(shape)
+    plan.check_sequence(shape)
     if own or (own is None and shape.sequence == "drumline"):
         _split_ourselves(model, groups)
         return
+    if shape.sequence != "diffusers":
+        raise PlanError(
+            f"diffusers cannot split the sequence of {shape.name}: its attention processors "
+            f"({', '.join(shape.bypassing) or 'all'}) know nothing of a split sequence; leave out own=False"
+        )
     from diffusers import ContextParallelConfig
 
     if plan.ring > 1:
