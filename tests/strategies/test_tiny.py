@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from drumline.testing import tiny
+from drumline.testing import tiny, tiny_flow
 
 
 def test_a_build_is_deterministic_and_leaves_the_random_state_alone() -> None:
@@ -99,3 +99,24 @@ def test_a_rank_that_cannot_save_says_so(tmp_path: Path) -> None:
     finally:
         dist.destroy_process_group()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flow_models_load_are_small_and_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import AutoencoderTiny, FluxPipeline, StableDiffusion3Pipeline
+
+    folder = tiny_flow.tiny_flow_models(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["flux", "sd3", "taef1"]
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 10e6
+    for kind, cls, build in (
+        ("flux", FluxPipeline, tiny_flow.build_flux),
+        ("sd3", StableDiffusion3Pipeline, tiny_flow.build_sd3),
+    ):
+        loaded, fresh = cls.from_pretrained(folder / kind).transformer.state_dict(), build().transformer.state_dict()
+        assert loaded.keys() == fresh.keys()
+        assert all(torch.equal(loaded[name], fresh[name]) for name in fresh), kind
+    assert AutoencoderTiny.from_pretrained(folder / "taef1").config.scaling_factor == 0.5
+    monkeypatch.setattr(tiny_flow, "save_pipeline", None)
+    assert tiny_flow.tiny_flow_models(tmp_path) == folder
+    monkeypatch.setattr(tiny_flow, "RECIPE", tiny_flow.RECIPE + 1)
+    with pytest.raises(TypeError):
+        tiny_flow.tiny_flow_models(tmp_path)

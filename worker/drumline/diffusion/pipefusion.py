@@ -192,6 +192,7 @@ class _Run:
         self.whole = [merged(self.split)]
         self.incoming: deque[torch.Tensor] = deque()  # rows that the last stage sends the first, in order
         self.sent: list[tuple[Any, torch.Tensor]] = []
+        self.indices: dict[tuple[range, ...], torch.Tensor] = {}
         at = groups.place["pipefusion"]
         self.next, self.previous = groups.peer("pipefusion", at + 1), groups.peer("pipefusion", at - 1)
         sampler.stage.forget(self.text_tokens + tokens)
@@ -280,7 +281,7 @@ class _Run:
             self._receive()
 
     def _words(self, patch: Patch, rank: int) -> torch.Tensor:
-        return self._index([patch.text[rank]])
+        return self._index((patch.text[rank],))
 
     def _rows(self, patch: Patch, rank: int) -> torch.Tensor:
         return self._index(patch.image[rank])
@@ -288,5 +289,8 @@ class _Run:
     def _positions(self, patch: Patch, rank: int) -> torch.Tensor:
         return torch.cat((self._words(patch, rank), self.text_tokens + self._rows(patch, rank)))
 
-    def _index(self, parts: Any) -> torch.Tensor:
-        return torch.tensor([i for part in parts for i in part], dtype=torch.long, device=self.prepared.latents.device)
+    def _index(self, parts: tuple[range, ...]) -> torch.Tensor:
+        if parts not in self.indices:
+            every = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+            self.indices[parts] = every.to(self.prepared.latents.device)
+        return self.indices[parts]

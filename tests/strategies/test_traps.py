@@ -1,0 +1,85 @@
+"""What goes wrong in diffusers' parallelism, and that we refuse it or get it right. `traps.py` has the ranks' part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from drumline.distributed import DistributedRunner
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+BOUND = 5e-6
+
+
+@pytest.fixture(params=["two", "four"])
+def ask(request: pytest.FixtureRequest) -> Any:
+    runner: DistributedRunner = request.getfixturevalue(request.param)
+
+    async def ask(trap: str) -> Any:
+        found = await runner.invoke({"example": "traps", "trap": trap}, timeout=120)
+        assert runner.status.restarts == 0
+        return found
+
+    return ask
+
+
+async def test_sd3_is_right_with_us_and_silently_wrong_with_a_plan_alone(ask: Any) -> None:
+    found = await ask("sd3")
+    assert found["ours"] <= BOUND
+    assert found["theirs"] > 1e-3, "diffusers learned to split SD3: our own processors can go"
+    assert "JointAttnProcessor2_0" in found["refusal"]
+
+
+async def test_diffusers_alone_refuses_cpu_ranks_and_what_we_lend_it_is_taken_back(ask: Any) -> None:
+    found = await ask("cpu")
+    assert found["context"].startswith("ZeroDivisionError"), "what we lend it is needed no more"
+    assert found["tensor"], "what we lend it is needed no more"
+    assert found["restored"]
+
+
+async def test_uneven_tokens_in_a_forward_are_named(ask: Any) -> None:
+    found = await ask("uneven")
+    for refusal in found.values():
+        assert "15 tokens cannot be shared evenly by" in refusal
+
+
+async def test_parallelism_goes_on_once(ask: Any) -> None:
+    for refusal in await ask("twice"):
+        assert "parallel already: enable it once" in refusal
+
+
+async def test_lora_layers_beside_split_weights_are_refused(ask: Any) -> None:
+    assert "has LoRA layers" in await ask("lora")
+
+
+async def test_branches_that_run_one_after_the_other_are_not_halved(ask: Any) -> None:
+    assert "not known to run both branches of guidance in one forward; use FluxSampler" in await ask("separate")
+
+
+async def test_our_own_way_to_split_flux_is_as_good_as_diffusers(ask: Any) -> None:
+    found = await ask("fallback")
+    assert found["ours"] <= BOUND
+    assert found["theirs"] <= BOUND
+    assert "our own processors know ulysses= only" in found["ring"]
+
+
+async def test_every_rank_holds_its_slices_of_the_weights_only(ask: Any) -> None:
+    found = await ask("weights")
+    assert max(found["differences"]) <= BOUND
+    assert all(0.25 < share < 0.75 for share in found["held"])
+
+
+def test_without_diffusers_own_way_ours_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+    import torch
+
+    from drumline.diffusion import shape_of
+    from drumline.testing import tiny_flow
+
+    with torch.device("meta"):
+        model = tiny_flow.flux_transformer()
+    assert shape_of(model).sequence == "diffusers"
+    monkeypatch.delattr(diffusers.models.modeling_utils.ModelMixin, "enable_parallelism")
+    assert shape_of(model).sequence == "drumline"
