@@ -71,7 +71,7 @@ async def test_every_rank_holds_its_slices_of_the_weights_only(ask: Any) -> None
     assert all(0.25 < share < 0.75 for share in found["held"])
 
 
-def test_without_diffusers_own_way_ours_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_diffusers_own_way_ours_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     import diffusers
     import torch
 
