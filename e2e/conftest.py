@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,24 @@ def kubectl(cluster: Cluster) -> Callable[..., str]:
     return cluster.kubectl
 
 
-@pytest.fixture
-def namespace(kubectl: Callable[..., str]) -> Iterator[str]:
-    """A namespace of the test's own that only takes pods of the restricted profile."""
+@contextmanager
+def restricted_namespace(kubectl: Callable[..., str]) -> Iterator[str]:
+    """A new namespace that only takes pods of the restricted profile."""
     name = f"e2e-{uuid.uuid4().hex[:8]}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     item = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
     kubectl("create", "--filename=-", input=json.dumps(item))
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
+    try:
+        yield name
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(kubectl: Callable[..., str]) -> Iterator[str]:
+    """A namespace of the test's own that only takes pods of the restricted profile."""
+    with restricted_namespace(kubectl) as name:
+        yield name
 
 
 @pytest.fixture(scope="session")
