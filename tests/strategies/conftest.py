@@ -53,6 +53,14 @@ async def four(one_thread: None) -> AsyncIterator[DistributedRunner]:
     await runner.stop()
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def eight(one_thread: None) -> AsyncIterator[DistributedRunner]:
+    """Eight of them, for what needs as many."""
+    runner = await start(8)
+    yield runner
+    await runner.stop()
+
+
 @pytest.fixture(scope="session")
 def one_process(one_thread: None) -> Callable[..., Any]:
     """`one_process(kind, seed=..., **request)`: what plain diffusers draws, nothing of drumline but the tiny model."""

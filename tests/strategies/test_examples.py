@@ -216,6 +216,12 @@ async def test_hybrids_are_their_own_simulation(
     assert largest_difference(drawn, expected) <= 5e-6
 
 
+async def test_all_three_on_eight_ranks(eight: DistributedRunner, simulated: Any) -> None:
+    request = {**GUIDED, "seed": 7}
+    drawn = await draw(eight, example="flux_hybrid", **request)  # as its manifest starts it
+    assert largest_difference(drawn, simulated(**request, patches=4, warmup=2)) <= 5e-6
+
+
 async def test_cancelled_between_stages_leaves_no_patch_on_its_way(four: DistributedRunner) -> None:
     setup = {"cfg": 1, "pipefusion": 2, "ulysses": 2, "patches": 4, "warmup": 1}
     request = {"example": "flux_hybrid", "setup": setup, **GUIDED}

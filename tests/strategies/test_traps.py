@@ -71,6 +71,20 @@ async def test_every_rank_holds_its_slices_of_the_weights_only(ask: Any) -> None
     assert all(0.25 < share < 0.75 for share in found["held"])
 
 
+async def test_kinds_of_parallelism_beside_each_other_keep_apart(four: DistributedRunner) -> None:
+    found = await four.invoke({"example": "traps", "trap": "beside"}, timeout=120)
+    assert len(found) == 4
+    for plan, one in found.items():
+        assert one["difference"] <= BOUND, plan
+        ranks = len(one["seeds"])
+        if "data" in plan:
+            assert one["seeds"] == [5] * (ranks // 2) + [6] * (ranks // 2)
+            assert one["gathered"] == [0, ranks // 2]
+        else:
+            assert set(one["seeds"]) == {5}
+            assert one["gathered"] == [0]
+
+
 async def test_without_diffusers_own_way_ours_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     import diffusers
     import torch

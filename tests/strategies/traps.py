@@ -146,6 +146,32 @@ class Traps(DistributedWorker):
             ),
         }
 
+    def beside(self) -> Any:
+        """One kind of parallelism beside another: each talks to its own group."""
+        alone = {"flux": self.load("flux")(**flux_inputs())[0], "sd3": self.load("sd3")(**sd3_inputs())[0]}
+        half = self.world_size // 2
+        found = {}
+        for kind, plan in (
+            ("flux", {"data": 2, "ulysses": half}),
+            ("flux", {"data": 2, "tensor": half}),
+            ("flux", {"data": 2, "ring": half}),
+            ("sd3", {"cfg": 2, "ulysses": half}),
+        ):
+            groups, model = self.groups(**plan), self.load(kind)
+            enable_context_parallel(model, groups)
+            enable_tensor_parallel(model, groups)
+            enable_cfg_parallel(model, groups)
+            out = model(**(flux_inputs() if kind == "flux" else sd3_inputs()))[0]
+            seeds = [torch.zeros(1, dtype=torch.long) for _ in range(self.world_size)]
+            dist.all_gather(seeds, torch.tensor([groups.seed(5)]))
+            gathered = groups.gather(torch.tensor([self.rank]))
+            found[str(groups.plan)] = {
+                "difference": self.worst(out, alone[kind]),
+                "seeds": [int(seed) for seed in seeds],
+                "gathered": gathered and [int(rank) for rank in gathered],
+            }
+        return found
+
     def weights(self) -> Any:
         """Every rank holds its slices only, whether split in memory or while loading."""
         from diffusers import FluxTransformer2DModel

@@ -22,6 +22,7 @@ from drumline import (
     DistributedRunner,
     DistributedWorker,
     contract,
+    diffusion,
     errors,
     nursery_protocol,
     problems,
@@ -29,6 +30,7 @@ from drumline import (
     toolkit,
 )
 from drumline.cli import app as command_line
+from drumline.diffusion.plan import ModelShape, ParallelPlan
 from drumline.server.metrics import Metrics
 from drumline_operator.metrics import Metrics as OperatorMetrics
 from drumline_operator.settings import ENV_PREFIX as OPERATOR_PREFIX
@@ -191,6 +193,13 @@ def test_public_names_are_documented() -> None:
     for public in (DistributedRunner, DistributedWorker, App):
         names |= {name for name in vars(public) if not name.startswith("_") and callable(getattr(public, name))}
     names |= set(inspect.signature(DistributedRunner).parameters)
+    assert sorted(names - words) == []
+
+
+def test_pieces_for_diffusion_are_documented() -> None:
+    words = set(re.findall(r"\w+", (REFERENCE / "diffusion.md").read_text()))
+    names = {*diffusion.__all__, *ModelShape.__dataclass_fields__, *ParallelPlan.__dataclass_fields__}
+    names |= {name for name in vars(ParallelPlan) if not name.startswith("_")}
     assert sorted(names - words) == []
 
 
