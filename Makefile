@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not 
 .NOTPARALLEL:
 # Every target here is a name, not a file.
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
-.PHONY: help setup demo test lint crds reference types layers unit handlers contract process strategies scenarios cluster-up cluster-down cluster-status envtest gpu bench bench-quick bench-operator format lock clean
+.PHONY: help setup demo test lint crds reference types layers unit handlers contract process strategies scenarios cluster-up cluster-down cluster-status images envtest gpu bench bench-quick bench-operator format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ cluster-down: setup ## Remove it, and all that it made
 
 cluster-status: setup ## What of it runs
 	$(BIN)/python -m e2e.cluster status
+
+images: setup ## Build Dockerfile.worker and Dockerfile.operator without Docker, and load them into the cluster if it runs
+	$(BIN)/python -m e2e.cluster images $(ARGS)
 
 envtest: setup ## etcd and the API server alone, until Ctrl-C or for the time of ARGS="-- COMMAND"
 	$(BIN)/python -m e2e.cluster envtest $(ARGS)

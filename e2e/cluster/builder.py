@@ -118,7 +118,7 @@ class Builder:
         self.report(f"made {name} from Debian {suite} in {time.monotonic() - started:.1f} s")
 
     def keep(self, repository: str, count: int, stacks: int = 1) -> list[str]:
-        """Remove all but the newest images of a repository.
+        """Remove all but the images of a repository that were built or used last.
 
         Args:
             repository: A name without its tag.

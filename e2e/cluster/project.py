@@ -87,7 +87,9 @@ class ProjectImage:
             image = self._copy(Path(directory))
             path = builder.layout(image.reference)
             with builder.locked(f"{self.role} image"):
-                if not (path / "index.json").exists():
+                if (index := path / "index.json").exists():
+                    index.touch()  # used now: others that make room take the oldest
+                else:
                     builder.build(image.reference, image.dockerfile, image.checkout)
                     builder.keep(f"{REGISTRY}/{self.role}", KEPT, STACKS)
         return path
