@@ -54,6 +54,7 @@ def test_every_requirement_is_locked(requirement: Requirement) -> None:
         assert requirement.specifier.contains(version, prereleases=True), f"{pin} in requirements.lock: run `make lock`"
 
 
+@pytest.mark.timeout(20)  # it parses every source file
 def test_every_import_is_declared() -> None:
     # A package that only comes along with another one may go away with it.
     extras = PROJECT["project"]["optional-dependencies"]
