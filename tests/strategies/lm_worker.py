@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from drumline.distributed import DistributedWorker
+from drumline.errors import ConfigurationError
+from drumline.signature import request_model
 from drumline.testing.tiny_lm import build_llama, build_qwen3
 from drumline.training import Batches, Pipeline, StagePlan, split_heads
 
@@ -37,9 +39,20 @@ class Examples(DistributedWorker):
             self.workers[name] = worker
 
     def __call__(self, streaming: bool = False, *, example: str, **payload: Any) -> dict[str, Any]:
-        if example in self.workers:
-            return self.workers[example](streaming, **payload)
+        worker = self.workers.get(example)
+        if worker is not None:
+            return worker(streaming, **request_model(type(worker)).bind(payload))
         return getattr(self, example)(**payload)
+
+    def refusal(self, of: str, model: str) -> dict[str, Any]:
+        """Why the example `of` refuses to set up `model`."""
+        worker = type(self.workers[of])(self.rank, self.world_size)
+        worker.device = self.device
+        try:
+            worker.setup(model=model)
+        except ConfigurationError as error:
+            return {"error": str(error)}
+        return {}
 
     def infer_after_a_step(self, schedule: str) -> dict[str, Any]:
         """Train one step, then the logits of the first batch, from the rank that has them."""

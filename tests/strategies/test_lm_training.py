@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -171,7 +172,7 @@ async def test_four_ranks_train_as_one_process_does(four: DistributedRunner, ref
     reference.check(await train(four, case, "four-" + case))
 
 
-@every_case
+@pytest.mark.parametrize("case", ["zero-3", "zero-1", "zero-bubble", "tensor"])
 async def test_another_number_of_ranks_goes_on(
     two: DistributedRunner, four: DistributedRunner, reference: Reference, folder: Path, case: str
 ) -> None:
@@ -229,7 +230,7 @@ async def test_a_stream_tells_every_step_and_ends_with_the_same_result(
 # -- ends before the end
 
 
-@every_case
+@pytest.mark.parametrize("case", ["zero-3", "zero-1", "1f1b", "tensor"])
 async def test_a_cancelled_run_stops_at_one_step_and_goes_on_later(
     two: DistributedRunner, whole: Any, case: str
 ) -> None:
@@ -274,7 +275,7 @@ async def test_kills_at_any_time_also_inside_of_a_checkpoint_cost_nothing_but_ti
     chance = random.Random(7)
     request = {**REQUEST, **CASES["zero-3"], "run": "storm", "checkpoint_every": 1}
     kills = 0
-    while kills < 6:
+    while kills < 4:
         ticket = two.submit(request)
         timer = asyncio.get_running_loop().call_later(chance.uniform(0.05, 1.5), kill, two, chance.randrange(2))
         try:
@@ -337,27 +338,36 @@ async def test_a_request_that_cannot_be_split_is_refused(
     assert two.status.restarts == before
 
 
+def without_weights(folder: Path, **changes: Any) -> str:
+    """The tiny model's folder with another configuration and no weights."""
+    shutil.copytree(tiny_llama(), folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return str(folder)
+
+
 @pytest.mark.parametrize(
     ("example", "changes", "message"),
     [
-        ("lm_tensor", {}, "model: num_attention_heads is 4, which 3 ranks cannot divide; use 2 ranks"),
-        ("lm_pipeline", {"num_hidden_layers": 2}, "the model has 2 layers; use at most 2 ranks"),
+        ("lm_tensor", {"num_key_value_heads": 1}, "num_key_value_heads is 1, which 2 ranks cannot divide; use 1 rank"),
+        ("lm_tensor", {"model_type": "bloom"}, "bloom cannot be trained with tensor parallelism here"),
+        ("lm_pipeline", {"num_hidden_layers": 1}, "the model has 1 layers; use at most 1 ranks"),
         ("lm_pipeline", {"tie_word_embeddings": True}, "tie_word_embeddings"),
         ("lm_pipeline", {"model_type": "gpt2"}, "model: gpt2 cannot be cut here; use one of llama"),
-        ("lm_tensor", {"model_type": "bloom"}, "bloom cannot be trained with tensor parallelism here"),
     ],
 )
 async def test_a_model_that_cannot_be_split_is_refused_before_its_weights_are_looked_for(
-    environment: None, tmp_path: Path, example: str, changes: dict[str, Any], message: str
+    two: DistributedRunner, tmp_path: Path, example: str, changes: dict[str, Any], message: str
 ) -> None:
-    import json
+    model = without_weights(tmp_path, **changes)
+    result = await two.invoke({"example": "refusal", "of": example, "model": model}, timeout=60)
+    assert message in result["error"]
 
-    shutil.copytree(tiny_llama(), tmp_path, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+async def test_a_group_that_cannot_split_its_model_does_not_start(environment: None, tmp_path: Path) -> None:
     runner = DistributedRunner(WORKER, world_size=3, device="cpu")
     with pytest.raises(SetupFailed) as caught:
-        await runner.start(timeout=200, model=str(tmp_path), only=[example])
+        await runner.start(timeout=200, model=without_weights(tmp_path), only=["lm_tensor"])
     await runner.stop()
     assert caught.value.exception_type == "drumline.errors.ConfigurationError"
-    assert message in str(caught.value)
+    assert "model: num_attention_heads is 4, which 3 ranks cannot divide; use 2 ranks" in str(caught.value)
