@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 
 # At the top, not in setup(): the process that forks the ranks imports this file once for all of them.
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from drumline.distributed import DistributedWorker
 from drumline.errors import ConfigurationError, InvalidPayload
+from drumline.testing.tiny import on_every_rank
 from drumline.testing.tiny_lm import sums, tiny_llama
 from drumline.toolkit import File
 from drumline.training import (
@@ -47,10 +47,7 @@ class TrainLM(DistributedWorker):
             checkpoints: folder for the checkpoints of all runs, shared by the ranks.
         """
         if model == "tiny":
-            if self.rank == 0:  # builds and saves it at the first call; transformers saves on no other rank
-                tiny_llama()
-            dist.barrier()
-            model = str(tiny_llama())
+            model = str(on_every_rank(tiny_llama, self.rank))
         self.model = model
         self.config = check(AutoConfig.from_pretrained(model), self.world_size)
         self.tokenizer = AutoTokenizer.from_pretrained(model)

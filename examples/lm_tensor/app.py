@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 # At the top, not in setup(): the process that forks the ranks imports this file once for all of them.
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from drumline.distributed import DistributedWorker
+from drumline.testing.tiny import on_every_rank
 from drumline.testing.tiny_lm import sums, tiny_llama
 from drumline.toolkit import File
 from drumline.training import (
@@ -44,10 +44,7 @@ class TrainLM(DistributedWorker):
             checkpoints: folder for the checkpoints of all runs, shared by the ranks.
         """
         if model == "tiny":
-            if self.rank == 0:  # builds and saves it at the first call; transformers saves on no other rank
-                tiny_llama()
-            dist.barrier()
-            model = str(tiny_llama())
+            model = str(on_every_rank(tiny_llama, self.rank))
         self.model = model
         self.config = AutoConfig.from_pretrained(model)
         check_heads(self.config, self.world_size)  # says so now, not after minutes of loading

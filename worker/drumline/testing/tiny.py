@@ -99,7 +99,7 @@ def save_pipeline(pipeline: Any, folder: Path | str) -> Path:
     Raises:
         RuntimeError: this process is a rank other than 0, where transformers leaves out the weights.
     """
-    with _without_progress_bars():
+    with without_progress_bars():
         pipeline.save_pretrained(folder)
     if not any(Path(folder, "text_encoder").glob("*.safetensors")):
         raise RuntimeError("transformers saves models on rank 0 only; build the tiny models there, then pass a barrier")
@@ -181,7 +181,8 @@ def _default_cache() -> Path:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
+    """Keep transformers' progress bars off in the body."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

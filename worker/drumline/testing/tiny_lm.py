@@ -5,13 +5,11 @@ Nothing heavy is imported before a function is called.
 
 from __future__ import annotations
 
-import hashlib
 import random
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from drumline.testing.tiny import _build_into, _default_cache, _seeded
+from drumline.testing.tiny import built_once, seeded, without_progress_bars
 
 #: Raise it when a builder below changes.
 RECIPE = 1
@@ -41,7 +39,7 @@ def build_llama(seed: int = 0, **changes: Any) -> Any:
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    with _seeded(seed):
+    with seeded(seed):
         return LlamaForCausalLM(LlamaConfig(**{**_SIZES, **changes})).eval()
 
 
@@ -49,7 +47,7 @@ def build_qwen3(seed: int = 0, **changes: Any) -> Any:
     """Return a ``Qwen3ForCausalLM`` of the same size, which also normalises queries and keys; as :func:`build_llama`."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    with _seeded(seed):
+    with seeded(seed):
         return Qwen3ForCausalLM(Qwen3Config(**{**_SIZES, "head_dim": 16, **changes})).eval()
 
 
@@ -72,9 +70,7 @@ def save_llama(folder: Path, seed: int = 0, **changes: Any) -> Path:
     Raises:
         RuntimeError: this process is a rank other than 0, where transformers leaves out the weights.
     """
-    from drumline.testing.tiny import _without_progress_bars
-
-    with _without_progress_bars():
+    with without_progress_bars():
         build_llama(seed, **changes).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     if not any(folder.glob("*.safetensors")):
@@ -88,13 +84,7 @@ def tiny_llama(cache: Path | None = None) -> Path:
     Args:
         cache: parent folder; default as for ``tiny_models``.
     """
-    names = [f"{name}={version(name)}" for name in ("torch", "transformers")]
-    key = hashlib.sha256("\n".join([f"llama={RECIPE}", *names]).encode()).hexdigest()[:16]
-    folder = (cache or _default_cache()) / key
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _build_into(folder, {"llama": save_llama})
-    return folder / "llama"
+    return built_once({"llama": save_llama}, RECIPE, cache) / "llama"
 
 
 def sums(lines: int = 2000, seed: int = 0) -> str:
