@@ -14,7 +14,6 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not 
 .NOTPARALLEL:
 # Every target here is a name, not a file.
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
-.PHONY: help setup demo test lint crds reference types layers unit handlers contract process strategies scenarios cluster-up cluster-down cluster-status images envtest gpu bench bench-quick bench-operator format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

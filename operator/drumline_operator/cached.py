@@ -6,7 +6,7 @@ A run after a write therefore never sees the state before it, and does not write
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -61,7 +61,7 @@ class CachedCluster:
         kube: KubeCluster,
         store: Store,
         *,
-        runner: Callable[[str], Raw | None],
+        runner: Callable[[str], Awaitable[Raw | None]],
         watched: Callable[[str, str], bool],
         refused: Callable[[str], bool],
         clock: Callable[[], float],
@@ -135,7 +135,7 @@ class CachedCluster:
 
     async def runner_status(self, pod: Raw, port: int) -> Raw | None:
         """Return what the runner in ``pod`` said last about its ranks."""
-        return self._runner(pod["metadata"].get("uid", ""))
+        return await self._runner(pod["metadata"].get("uid", ""))
 
     async def _config_map(self, namespace: str, name: str) -> Mapping[str, Any] | None:
         """Only the metadata is watched; the content is read once for each version."""

@@ -24,6 +24,7 @@ from drumline_operator.troubles import Trouble
 
 #: Seconds until the garbage collector has taken away what an app of the same name left behind.
 _LEFTOVER: Final = 2.0
+_CREATED: Final = "Created"
 _DEFAULTS: Final = OperatorSettings()
 
 
@@ -43,7 +44,7 @@ def plan(
     try:
         app = validated(raw, settings)
         context, machine, blocked = _surroundings(raw, app, observed, settings)
-        children = () if blocked else tuple(_children(context, observed))
+        children = () if blocked else tuple(_told_last(_children(context, observed)))
     except ConfigurationError as error:
         return tuple(_with_news(raw, refused(raw, Trouble(reasons.INVALID_SPEC, str(error)), now)))
     except _NameTaken as taken:
@@ -128,10 +129,25 @@ def _children(context: Context, observed: Observed) -> Iterator[Action]:
             yield Event("Normal", "Deleted", f"{kind} is not wanted any more")
         elif wanted is not None and found is None:
             yield Apply(wanted, f"{kind} made")
-            yield Event("Normal", "Created", f"{kind} made")
+            yield Event("Normal", _CREATED, kind)
         elif wanted is not None and found is not None and (words := first_difference(wanted, found)):
             yield Apply(wanted, f"{kind}: {words}")
             yield Event("Normal", "Updated", f"{kind}: {words}")
+
+
+def _told_last(actions: Iterator[Action]) -> Iterator[Action]:
+    """What is done first, then the events; all that is made at once is one event."""
+    made, told = [], []
+    for action in actions:
+        if isinstance(action, Event) and action.reason == _CREATED:
+            made.append(action.message)
+        elif isinstance(action, Event):
+            told.append(action)
+        else:
+            yield action
+    if made:
+        yield Event("Normal", _CREATED, f"{', '.join(made)} made")
+    yield from told
 
 
 def _owner(found: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -171,10 +187,12 @@ def _with_news(raw: Mapping[str, Any], written: dict[str, Any]) -> Iterator[Acti
     before = raw.get("status") or {}
     if before == written:
         return
+    yield SetStatus(written)
     old, new = _ready(before), _ready(written)
+    if not old and new["reason"] == reasons.STARTING:
+        return  # that its children were made says as much
     if (old.get("status"), old.get("reason")) != (new["status"], new["reason"]):
         yield Event("Warning" if new["reason"] in reasons.CURES else "Normal", new["reason"], new["message"])
-    yield SetStatus(written)
 
 
 def _ready(written: Mapping[str, Any]) -> Mapping[str, Any]:

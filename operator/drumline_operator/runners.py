@@ -43,10 +43,17 @@ class Runners:
         self._asker, self._changed, self._shortest = asker, changed, shortest
         self._tasks: dict[str, tuple[tuple[str, int], asyncio.Task[None]]] = {}
         self._said: dict[str, Answer] = {}
+        self._begun: dict[str, asyncio.Event] = {}
         self._group: asyncio.TaskGroup | None = None
 
-    def said(self, uid: str) -> Answer | None:
-        """Return what the runner of a pod said last, or None."""
+    async def said(self, uid: str) -> Answer | None:
+        """Return what the runner of a pod said last, or None.
+
+        One that has just begun to be asked is waited for; its first question has a short limit. Otherwise a new leader would
+        take out of every status what its predecessor has heard, and then put it back.
+        """
+        if (begun := self._begun.get(uid)) is not None:
+            await begun.wait()
         return self._said.get(uid)
 
     async def run(self) -> None:
@@ -59,6 +66,8 @@ class Runners:
             self._group = None
             self._tasks.clear()
             self._said.clear()
+            for uid in tuple(self._begun):
+                self._answered(uid)
 
     def pod(self, uid: str, pod: Mapping[str, Any] | None) -> None:
         """A pod is as given, or gone (None)."""
@@ -67,9 +76,11 @@ class Runners:
         if known is not None and known[0] != place:
             del self._tasks[uid]
             self._said.pop(uid, None)
+            self._answered(uid)
             known[1].cancel()
             known = None
         if known is None and place is not None and self._group is not None:
+            self._begun[uid] = asyncio.Event()
             task = self._group.create_task(self._ask(uid, *place), name=f"runner {uid}")
             self._tasks[uid] = place, task
 
@@ -93,7 +104,13 @@ class Runners:
                 failures = failures + 1 if idle else 0
                 since = version
                 pause = min(_LONGEST, max(self._shortest, _BASE * 2.0 ** min(failures, 16) if idle else 0.0))
+            self._answered(uid)
             await asyncio.sleep(max(0.0, began + pause - clock()))
+
+    def _answered(self, uid: str) -> None:
+        """Whoever waits for the first answer need not wait any longer."""
+        if (begun := self._begun.pop(uid, None)) is not None:
+            begun.set()
 
     def _keep(self, uid: str, answer: Answer | None) -> None:
         if self._said.get(uid) == answer:

@@ -321,7 +321,7 @@ def test_events_tell_what_changed() -> None:
     assert [each.manifest["kind"] for each in actions if isinstance(each, Apply)] == [
         kind for kind in API_VERSIONS if kind != "NetworkPolicy"
     ]
-    assert Event("Normal", "Created", "Deployment made") in actions
+    assert Event("Normal", "Created", "Service, PodDisruptionBudget, Deployment made") in actions
     seen = Observed(children(raw), pod_views([pod(raw, status=pending())]))
     event = next(each for each in plan(raw, seen, NOW) if isinstance(each, Event))
     assert (event.type, event.reason) == ("Warning", "InsufficientGPUs")
