@@ -64,6 +64,16 @@ def test_it_has_what_it_imports_and_no_torch(kubectl: Kubectl, namespace: str, o
     assert f'version = "{facts["version"]}"' in (CHECKOUT / "pyproject.toml").read_text()
 
 
+def test_its_entry_point_is_the_operator(kubectl: Kubectl, namespace: str, operator_image: str) -> None:
+    wrong = {"name": "DRUMLINE_OPERATOR_LOG_LEVEL", "value": "loud"}
+    options = {"env": [wrong], "terminationMessagePolicy": "FallbackToLogsOnError"}
+    pod = run(kubectl, namespace, operator_image, "Failed", **options)
+    (status,) = pod["status"]["containerStatuses"]
+    ended = status["state"]["terminated"]
+    assert ended["exitCode"] == 2
+    assert "DRUMLINE_OPERATOR_LOG_LEVEL" in ended["message"]
+
+
 def test_it_is_small(cluster: Cluster, operator_image: str) -> None:
     if not isinstance(cluster, LocalCluster):
         pytest.skip("the image is not a folder here")
