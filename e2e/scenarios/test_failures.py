@@ -109,7 +109,7 @@ TROUBLES = {
         apps.app("no-class", "Stepps"),
         "SourceReady",
         "ClassNotFound",
-        "worker_code has no class Stepps",
+        "worker_code.py has no class 'Stepps'; did you mean 'Steps'?",
     ),
     "setup": (apps.app("setup", "BadSetup"), "RanksReady", "SetupFailed", "the weights are not there"),
     "memory": (

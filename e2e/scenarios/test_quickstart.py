@@ -1,10 +1,13 @@
-"""What the README and the guide promise of a cluster, from another pod."""
+"""What the guide promises of a cluster, and the example that everybody tries first."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -12,9 +15,10 @@ from e2e.cluster.layout import CHECKOUT
 from e2e.harness import apps
 from e2e.harness.apps import App
 from e2e.harness.client import Client
-from e2e.harness.kube import LIMIT, Kube
+from e2e.harness.kube import Kube
 from PIL import Image
 
+GUIDE = CHECKOUT / "docs" / "guide" / "kubernetes.md"
 SDXL = CHECKOUT / "examples" / "parallel_sdxl"
 
 
@@ -24,34 +28,62 @@ def blocks(page: Path, language: str) -> list[str]:
     return [part.partition("```")[0] for part in parts]
 
 
-def test_the_readme(kube: Kube, client: Client) -> None:
-    """The worker and the manifest of the README, applied, waited for, invoked and streamed."""
-    page = CHECKOUT / "README.md"
-    (source,) = (each for each in blocks(page, "python") if "class Beat" in each)
-    manifest = next(yaml.safe_load(each) for each in blocks(page, "yaml") if "kind: DistributedApp" in each)
-    name = manifest["metadata"]["name"]
-    # Its image is somebody's own; here the code comes from a ConfigMap, and the image is the operator's.
-    del manifest["spec"]["image"]
-    manifest["spec"]["source"] = {"configMap": {"name": "beat"}}
-    kube.apply(apps.config_map("beat", {"beat.py": source}))
-    App(kube, manifest)
-    kube("wait", "--for=condition=Ready", f"dapp/{name}", f"--timeout={LIMIT:.0f}s")
+class Guide:
+    """The commands of the guide, run as they stand there, in a folder with its files."""
 
-    url = f"http://{name}.{kube.namespace}.svc:8080"
-    assert (
-        kube("get", "dapp", name, "--output=jsonpath={.status.url}")
-        == f"http://{name}.{kube.namespace}.svc.cluster.local:8080"
-    )
-    assert client.call(url, {"beats": 4}).body == {"total": 12.0}
-    stream = client.stream(f"{url}/stream", {"beats": 4})
+    def __init__(self, kube: Kube, folder: Path) -> None:
+        self.kube, self.folder = kube, folder
+        for language in ("python", "yaml"):
+            for block in blocks(GUIDE, language):
+                name, _, rest = block.partition("\n")
+                if name.startswith("# "):
+                    (folder / name.removeprefix("# ")).write_text(rest, encoding="utf-8")
+        # A kubeconfig of its own, so that the test's namespace is the current one.
+        config = folder / "kubeconfig"
+        config.write_text(kube("config", "view", "--raw", "--flatten"), encoding="utf-8")
+        self._env = kube.cluster.environment() | {"KUBECONFIG": str(config)}
+        self._env["PATH"] = f"{Path(sys.executable).parent}:{self._env['PATH']}"
+        self.run(f"kubectl config set-context --current --namespace={kube.namespace}")
+
+    def run(self, line: str) -> str:
+        """Run a shell command; what it prints."""
+        done = subprocess.run(
+            line, shell=True, cwd=self.folder, env=self._env, text=True, capture_output=True, check=False, timeout=240
+        )
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def line(self, begins: str) -> str:
+        """The command of the guide that begins like this, with the test's namespace in place of `default`."""
+        lines = [line for block in blocks(GUIDE, "sh") for line in block.splitlines() if line.startswith(begins)]
+        return lines[0].replace(".default.svc", f".{self.kube.namespace}.svc")
+
+
+def test_the_guide(kube: Kube, client: Client, tmp_path: Path) -> None:
+    """Applied, waited for, and called: by its name from outside, by its Service from another pod."""
+    guide = Guide(kube, tmp_path)
+    for begins in ("kubectl create configmap", "kubectl apply", "kubectl wait"):
+        guide.run(guide.line(begins))
+    row = guide.run("kubectl get dapp").splitlines()[1].split()
+    url = f"http://beat.{kube.namespace}.svc.cluster.local:8080"
+    assert [*row[:4], row[-2]] == ["beat", "True", "Serving", "1/1", url]
+
+    assert json.loads(guide.run(guide.line("drumline invoke beat"))) == {"total": 12.0}
+    assert "12.0" in guide.run(guide.line("drumline stream beat"))
+    assert json.loads(client.run("sh", "-c", f"{guide.line('curl http')} --silent")) == {"total": 12.0}
+    curl, _, body = guide.line("curl -N http").partition(" -d ")
+    stream = client.stream(curl.split()[-1], json.loads(shlex.split(body)[0]))
     assert stream.result() == {"total": 12.0}
-    done = [each.data["progress"]["done"] for each in stream.events if "progress" in each.data]
-    assert done == [1, 2, 3, 4]
+    assert [each.data["progress"]["done"] for each in stream.events[:-1]] == [1, 2, 3, 4]
     refused = client.call(url, {"beats": "many"})
     assert (refused.status, refused.body["type"].rpartition("/")[2]) == (422, "validation-error")
-    assert json.loads(client.run("drumline", "invoke", f"{name}.{kube.namespace}.svc:8080", "beats=2")) == {
-        "total": 6.0
-    }
+    # From a pod by its name, too: a pod may not look apps up, so the usual address is tried, and said.
+    assert json.loads(client.run("drumline", "invoke", f"{kube.namespace}/beat", "beats=2")) == {"total": 6.0}
+
+    guide.run(guide.line("kubectl scale"))
+    kube.until("dapp", "beat", lambda item: item.get("status", {}).get("replicas") == 3, "is scaled")
+    guide.run(guide.line("kubectl delete dapp"))
+    kube("wait", "--for=delete", "deployment/beat", "--timeout=60s")
 
 
 def test_sdxl_on_two_ranks(kube: Kube, client: Client) -> None:

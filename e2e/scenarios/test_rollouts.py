@@ -48,7 +48,7 @@ def test_a_bad_revision_leaves_the_old_one_serving(kube: Kube, client: Client) -
     load.take(3)
     app.change(workerClass="worker_code:Stepps")
     said = app.says("Ready", "False", "ClassNotFound")
-    assert "has no class Stepps" in said
+    assert "has no class 'Stepps'" in said
     assert "1 of an older revision still serve" in said
     assert "Stepps" in app.says("Failed", "True", "ProgressDeadlineExceeded") + app.says(
         "Progressing", "False", "ProgressDeadlineExceeded"
