@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -114,6 +115,4 @@ class App:
     def events(self) -> list[str]:
         """What `kubectl describe` shows under Events."""
         found = self.kube("get", "events", f"--field-selector=involvedObject.name={self.name}", "--output=json")
-        import json
-
         return [f"{each['type']} {each['reason']}: {each['message']}" for each in json.loads(found)["items"]]

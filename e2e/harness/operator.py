@@ -38,8 +38,8 @@ class Operator:
             f"HELM_{name}_HOME": str(self._store.root / "helm-home" / name.lower())
             for name in ("CACHE", "CONFIG", "DATA")
         }
-        line = [self._store.program("helm"), f"--namespace={NAMESPACE}", *arguments]
-        return command(*line, env=self.cluster.environment() | homes)
+        program = self._store.program("helm")
+        return command(program, f"--namespace={NAMESPACE}", *arguments, env=self.cluster.environment() | homes)
 
     def install(self, values: Mapping[str, str]) -> None:
         """Install the chart, or bring an earlier release up to date, and wait until both operators are ready.
