@@ -73,11 +73,12 @@ class Client:
         kube: The namespace.
         image: With curl and the drumline command.
         name: Of the pod.
+        spec: More of its spec.
     """
 
-    def __init__(self, kube: Kube, image: str, name: str = "client") -> None:
+    def __init__(self, kube: Kube, image: str, name: str = "client", **spec: Any) -> None:
         self.kube, self.name = kube, name
-        kube.apply(pod(name, image, ["sleep", "infinity"]))
+        kube.apply(pod(name, image, ["sleep", "infinity"], **spec))
         self.node: str = kube.until("pod", name, has("Ready", "True"), "the client is ready")["spec"]["nodeName"]
 
     def run(self, *command: str, input: str | None = None) -> str:

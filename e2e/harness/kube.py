@@ -209,10 +209,12 @@ def has(type: str, status: str, reason: str = "") -> Callable[[Object], bool]:
 
 
 def summary(item: Object) -> str:
-    """An object's conditions in a few lines."""
+    """An object's conditions, and an app's last failure, in a few lines."""
     lines = [f"{item.get('kind', '')} {item['metadata']['name']}"]
     lines += [
         f"  {each['type']}={each['status']} {each.get('reason', '')}: {each.get('message', '')}"
         for each in item.get("status", {}).get("conditions") or ()
     ]
+    if failure := item.get("status", {}).get("lastFailure"):
+        lines.append(f"  lastFailure {json.dumps(failure)}")
     return "\n".join(lines)

@@ -45,7 +45,7 @@ def test_a_killed_rank_is_named_and_its_group_restarted(kube: Kube, client: Clie
     assert (problem["rank"], problem["signal"]) == (1, 9)
     assert json.loads(waiting.line())["ranks"] == 2, "who waited is served by the new group"
     name = before["metadata"]["name"]
-    live = last_failure(app, podName=name, rank=1, signal="SIGKILL", reason="RankLost")
+    live = last_failure(app, podName=name, rank=1, signal="SIGKILL", reason="Killed")
     assert live["status"]["groupRestarts"] == 1
     app.ready()
     assert app.pod()["metadata"]["uid"] == before["metadata"]["uid"]

@@ -59,7 +59,7 @@ class Guide:
         return lines[0].replace(".default.svc", f".{self.kube.namespace}.svc")
 
 
-def test_the_guide(kube: Kube, client: Client, tmp_path: Path) -> None:
+def test_the_guide(kube: Kube, client: Client, worker_image: str, tmp_path: Path) -> None:
     """Applied, waited for, and called: by its name from outside, by its Service from another pod."""
     guide = Guide(kube, tmp_path)
     for begins in ("kubectl create configmap", "kubectl apply", "kubectl wait"):
@@ -77,8 +77,9 @@ def test_the_guide(kube: Kube, client: Client, tmp_path: Path) -> None:
     assert [each.data["progress"]["done"] for each in stream.events[:-1]] == [1, 2, 3, 4]
     refused = client.call(url, {"beats": "many"})
     assert (refused.status, refused.body["type"].rpartition("/")[2]) == (422, "validation-error")
-    # From a pod by its name, too: a pod may not look apps up, so the usual address is tried, and said.
-    assert json.loads(client.run("drumline", "invoke", f"{kube.namespace}/beat", "beats=2")) == {"total": 6.0}
+    # From a pod by its name, too: it may not look apps up, so the usual address is tried, and said.
+    cli = Client(kube, worker_image, "cli", automountServiceAccountToken=True)
+    assert json.loads(cli.run("drumline", "invoke", "beat", "beats=2")) == {"total": 6.0}
 
     guide.run(guide.line("kubectl scale"))
     kube.until("dapp", "beat", lambda item: item.get("status", {}).get("replicas") == 3, "is scaled")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import ssl
 import stat
 from pathlib import Path
 
@@ -86,3 +88,19 @@ def test_tokens_are_signed_with_their_own_key(made: Path) -> None:
     assert isinstance(private, ec.EllipticCurvePrivateKey)
     assert private.public_key() == public
     assert public != certificate(made / "pki" / "ca.crt").public_key()
+
+
+def test_the_strictest_client_takes_the_api_server(made: Path) -> None:
+    """Python 3.13 is as strict as this by default, OpenSSL's way to be so."""
+    client = ssl.create_default_context(cafile=str(made / "pki" / "ca.crt"))
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(made / "pki" / "apiserver.crt", made / "pki" / "apiserver.key")
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server, server_hostname="kubernetes.default.svc")
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    waiting = [ours, theirs, ours]  # hello, its answer, our verdict on it
+    for side in waiting:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    assert ours.version() == "TLSv1.3"
