@@ -88,6 +88,15 @@ class App:
 
         return self.kube.until("dapp", self.name, done, "is ready", limit=limit)
 
+    def replaced(self, limit: float = LIMIT) -> Object:
+        """Wait until all its replicas serve its present spec and nothing older is left that could still answer."""
+
+        def done(item: Object) -> bool:
+            return bool(len(item["status"].get("groups", ())) == item["spec"].get("replicas", 1))
+
+        self.ready(limit)
+        return self.kube.until("dapp", self.name, done, "has no pods of an older revision", limit=limit)
+
     def says(self, type: str, status: str, reason: str, limit: float = LIMIT) -> str:
         """Wait for a condition; its message."""
         found = self.kube.until("dapp", self.name, has(type, status, reason), f"{type}={status} {reason}", limit=limit)

@@ -20,6 +20,10 @@ from e2e.harness.kube import LIMIT, Kube, TooLate, has
 
 #: The last line of what a background command writes; in an event stream it is a comment.
 _END: Final = ": ended with "
+#: A node's rules follow a Service's endpoints with a delay of which nobody is told; so long they may refuse connections.
+PROXY_SECONDS: Final = 20.0
+#: What curl then says: no connection, or (where that was asked for) no answer in a short time.
+AGAIN: Final = ("curl: (7)", "curl: (28)")
 _numbers = itertools.count(1)
 
 
@@ -90,7 +94,7 @@ class Client:
         return self.kube("exec", "--stdin", self.name, "--", *command, input=input)
 
     def call(self, url: str, payload: Mapping[str, Any] | None = None, *options: str) -> Reply:
-        """One request: POST with a payload, else GET.
+        """One request: POST with a payload, else GET. A connection that is refused is tried again for a while.
 
         Args:
             url: For curl.
@@ -98,14 +102,36 @@ class Client:
             options: More of curl's.
         """
         body = [] if payload is None else ["--data", json.dumps(payload)]
-        try:
-            answer = self.run("curl", "-sS", "--max-time", "60", "-w", "\n%{http_code}", *options, *body, url)
-        except ClusterError as error:
-            raise AssertionError(f"no answer from {url}: {error}") from None
+        line = ["curl", "-sS", "--max-time", "60", *options, "-w", "\n%{http_code}", *body, url]
+        deadline = time.monotonic() + PROXY_SECONDS
+        while True:
+            try:
+                answer = self.run(*line)
+                break
+            except ClusterError as error:
+                if not any(words in str(error) for words in AGAIN) or time.monotonic() > deadline:
+                    raise AssertionError(f"no answer from {url}: {error}") from None
         text, _, status = answer.rpartition("\n")
         with contextlib.suppress(ValueError):
             return Reply(int(status), json.loads(text))
         return Reply(int(status), text)
+
+    def call_until(self, url: str, payload: Mapping[str, Any], key: str, value: Any) -> Any:
+        """Call until the answer has this value: an older pod may be asked as long as the node's rules lead to it.
+
+        Returns:
+            That answer.
+
+        Raises:
+            TooLate: None came.
+        """
+        deadline, found = time.monotonic() + PROXY_SECONDS, Reply(0, {})
+        while time.monotonic() < deadline:
+            # One that waits there for its turn is given up: whoever goes away is forgotten.
+            found = self.call(url, payload, "--max-time", "5")
+            if found.status == 200 and found.body[key] == value:
+                return found.body
+        raise TooLate(f"no answer from {url} with {key}={value}; the last one was {found}")
 
     def background(self, command: str) -> Background:
         """Run a shell command that goes on whatever becomes of our connection to it."""

@@ -69,7 +69,7 @@ def test_without_the_api_server(kube: Kube, client: Client, operator: Operator, 
 
     assert app.pod()["metadata"]["uid"] == before["uid"]
     app.set_env(WORD="afterwards")
-    app.ready()
+    app.replaced()
     assert client.call(app.url, {}).body["word"] == "afterwards"
 
 

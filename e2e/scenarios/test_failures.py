@@ -80,7 +80,7 @@ def test_a_lost_pod_is_replaced(kube: Kube, client: Client) -> None:
     stream.broken()
     kube.until_all("pod", lambda pods: pods and lost not in pods, "a new pod is made", selector=app.labels)
     app.ready()
-    assert client.call(app.url, {}).body["pod"] != lost
+    client.call_until(app.url, {}, "pod", app.pod()["metadata"]["name"])
 
 
 def test_a_deleted_pod_finishes_its_stream_first(kube: Kube, client: Client) -> None:
@@ -96,7 +96,7 @@ def test_a_deleted_pod_finishes_its_stream_first(kube: Kube, client: Client) -> 
         lambda item: {"Draining", "Serving"} == {group["state"] for group in item["status"]["groups"]},
         "the old pod drains while the new one serves",
     )
-    assert client.call(app.url, {}).body["pod"] != old
+    client.call_until(app.url, {}, "pod", app.pod()["metadata"]["name"])
     stream.take(3)
     app.release(old)
 

@@ -19,10 +19,10 @@ def test_a_child_that_somebody_changes_is_repaired(kube: Kube, client: Client) -
     app = App(kube, apps.app("drifts"))
     app.ready()
     before = app.pod()["metadata"]["uid"]
+    image = app.pod()["spec"]["containers"][0]["image"]
     kube("scale", "deployment/drifts", "--replicas=0")
     kube.until("deployment", "drifts", lambda item: item["spec"]["replicas"] == 1, "the operator's word counts")
     kube("set", "image", "deployment/drifts", "worker=localhost/else:1")
-    image = app.pod()["spec"]["containers"][0]["image"]
     kube.until(
         "deployment",
         "drifts",

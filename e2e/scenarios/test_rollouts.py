@@ -17,7 +17,7 @@ def test_a_new_revision_fails_no_request(kube: Kube, client: Client) -> None:
     assert {each["word"] for each in load.take(10)} == {"first"}
     app.set_env(WORD="second")
     load.until("second", "word")
-    app.ready()
+    app.replaced()
     assert {each["word"] for each in load.take(10)} == {"second"}
     load.stop()
     assert load.bad == []
@@ -33,7 +33,7 @@ def test_a_stream_outlives_its_revision(kube: Kube, client: Client) -> None:
     app.set_env(WORD="second")
     live = app.ready()
     assert live["status"]["currentRevision"] == live["status"]["updateRevision"]
-    assert client.call(app.url, {}).body["word"] == "second"
+    client.call_until(app.url, {}, "word", "second")
     stream.take(3)
     app.release(old)
     assert stream.result()["word"] == "first"

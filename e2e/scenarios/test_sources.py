@@ -72,7 +72,7 @@ def test_code_from_git(kube: Kube, client: Client, repository: Repository) -> No
     assert client.call(app.url, {}).body == {"word": "two", "folder": "apps"}
     for revision in (first, second[:10]):
         app.change(source={"git": {"revision": revision}})
-        app.ready()
+        app.replaced()
         assert client.call(app.url, {}).body["word"] == ("one" if revision == first else "two")
 
 
