@@ -31,16 +31,30 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-async def start(ranks: int) -> DistributedRunner:
-    runner = DistributedRunner(f"{HERE / 'raw_examples.py'}:Examples", world_size=ranks, device="cpu")
+async def start_examples(ranks: int, **options: Any) -> DistributedRunner:
+    runner = DistributedRunner(f"{HERE / 'raw_examples.py'}:Examples", world_size=ranks, device="cpu", **options)
     await runner.start(timeout=250)
     return runner
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def start(one_thread: None) -> AsyncIterator[Callable[..., Any]]:
+    """`start(ranks, **options)`: ranks for one test alone, which may break them."""
+    runners: list[DistributedRunner] = []
+
+    async def start_one(ranks: int, **options: Any) -> DistributedRunner:
+        runners.append(await start_examples(ranks, **options))
+        return runners[-1]
+
+    yield start_one
+    for runner in runners:
+        await runner.stop()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def two(one_thread: None) -> AsyncIterator[DistributedRunner]:
     """Two warm ranks that run any example: `raw_examples.py`."""
-    runner = await start(2)
+    runner = await start_examples(2)
     yield runner
     await runner.stop()
 
@@ -48,7 +62,7 @@ async def two(one_thread: None) -> AsyncIterator[DistributedRunner]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def four(one_thread: None) -> AsyncIterator[DistributedRunner]:
     """Four of them."""
-    runner = await start(4)
+    runner = await start_examples(4)
     yield runner
     await runner.stop()
 
@@ -56,7 +70,7 @@ async def four(one_thread: None) -> AsyncIterator[DistributedRunner]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def eight(one_thread: None) -> AsyncIterator[DistributedRunner]:
     """Eight of them, for what needs as many."""
-    runner = await start(8)
+    runner = await start_examples(8)
     yield runner
     await runner.stop()
 

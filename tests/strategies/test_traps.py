@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from drumline.distributed import DistributedRunner
+from drumline.errors import WorkerError
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -83,6 +85,18 @@ async def test_kinds_of_parallelism_beside_each_other_keep_apart(four: Distribut
         else:
             assert set(one["seeds"]) == {5}
             assert one["gathered"] == [0]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+async def test_a_rank_that_fails_amid_the_stages_leaves_no_patch_for_the_next_request(start: Any, failing: int) -> None:
+    runner = await start(2, cancel_grace=1.0)
+    request = {"example": "traps", "trap": "stages"}
+    expected = (await runner.invoke(request, timeout=120))["image"]
+    for _ in range(3):
+        with pytest.raises(WorkerError, match=f"rank {failing}: RuntimeError: out of paint"):
+            await runner.invoke({**request, "failing": failing}, timeout=120)
+        again = (await runner.invoke(request, timeout=120))["image"]
+        assert torch.equal(again, expected)
 
 
 async def test_without_diffusers_own_way_ours_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,3 +225,23 @@ def test_a_sampler_refuses_what_it_would_compute_wrongly() -> None:
     pipeline.transformer.transformer_blocks[0].attn.fused_projections = True
     with pytest.raises(PlanError, match="unfuse_qkv_projections"):
         sampler("a cat", width=64, height=64, num_inference_steps=1, max_sequence_length=16)
+
+
+def test_a_model_of_real_size_is_described_without_its_memory(configs: Path, tmp_path: Path) -> None:
+    import psutil
+    from diffusers import FluxTransformer2DModel
+
+    # The class's defaults are FLUX.1's numbers: 24 GB of weights.
+    folder = shutil.copytree(configs / "flux", tmp_path / "flux")
+    with torch.device("meta"):
+        FluxTransformer2DModel(guidance_embeds=True).save_config(folder / "transformer")
+    before = psutil.Process().memory_info().rss
+    flux = describe(folder)
+    assert psutil.Process().memory_info().rss - before < 500e6
+    assert (flux.heads, flux.blocks, flux.tensor_widths) == (24, 57, (3072, 12288))
+    with pytest.raises(
+        PlanError, match=r"ulysses=5 does not divide the 24 attention heads .*: use 1, 2, 3, 4, 6, 8, 12 or 24"
+    ):
+        ParallelPlan(ulysses=5).check(5, flux)
+    ParallelPlan(cfg=2, pipefusion=2, ulysses=2).check(8, flux)
+    assert flux.image_tokens(1024, 1024) == 4096

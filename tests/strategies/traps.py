@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from drumline.diffusion import (
+    FluxSampler,
     Groups,
     ParallelPlan,
     PlanError,
@@ -24,9 +25,9 @@ class Traps(DistributedWorker):
     def setup(self, model: str = "tiny") -> None:
         self.folder = tiny.on_every_rank(tiny_flow.tiny_flow_models, self.rank)
 
-    def __call__(self, streaming: bool = False, *, trap: str) -> Any:
+    def __call__(self, streaming: bool = False, *, trap: str, **more: Any) -> Any:
         with torch.no_grad():
-            return getattr(self, trap)()
+            return getattr(self, trap)(**more)
 
     # -- what the traps have in common
 
@@ -171,6 +172,23 @@ class Traps(DistributedWorker):
                 "gathered": gathered and [int(rank) for rank in gathered],
             }
         return found
+
+    def stages(self, failing: int | None = None) -> Any:
+        """A rank fails between two steps, while patches of the image are on their way between stages."""
+        from diffusers import FluxPipeline
+
+        if not hasattr(self, "sampler"):
+            pipeline = FluxPipeline.from_pretrained(self.folder / "flux")
+            self.sampler = FluxSampler(pipeline, self.groups(pipefusion=self.world_size), warmup=1)
+
+        def after_step(pipeline: Any, step: int, timestep: Any, state: dict[str, Any]) -> None:
+            self.checkpoint()
+            if step == 2 and self.rank == failing:
+                raise RuntimeError("out of paint")
+
+        size = {"width": 64, "height": 64, "num_inference_steps": 6, "max_sequence_length": 16}
+        noise = torch.Generator().manual_seed(1)
+        return {"image": self.sampler("a cat", **size, generator=noise, callback_on_step_end=after_step)}
 
     def weights(self) -> Any:
         """Every rank holds its slices only, whether split in memory or while loading."""
