@@ -56,14 +56,22 @@ def free_ports(count: int) -> list[int]:
 class EnvTest:
     """An API server for the duration of a `with` block; several can run side by side.
 
+    Args:
+        store: Where its programs are.
+        report: Told how long it took.
+        flags: More for the API server, such as `--audit-log-path=...`.
+
     Attributes:
         kubeconfig: The administrator's.
         url: Of the API server.
     """
 
-    def __init__(self, store: Store | None = None, report: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, store: Store | None = None, report: Callable[[str], None] = lambda _: None, flags: Sequence[str] = ()
+    ) -> None:
         self._store = store or Store()
         self._report = report
+        self._flags = flags
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._directory = Path()
         self._ports: tuple[int, int, int] = (0, 0, 0)
@@ -129,6 +137,7 @@ class EnvTest:
             f"--secure-port={secure}",
             # Nobody makes service accounts here, and pods without one are fine.
             "--disable-admission-plugins=ServiceAccount",
+            *self._flags,
         ]
         self._spawn("etcd", binaries["etcd"], etcd)
         self._spawn("kube-apiserver", binaries["kube-apiserver"], server)

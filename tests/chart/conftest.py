@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,10 @@ class Helm:
         known: bool = True,
     ) -> list[Object]:
         """All objects of a release, hooks too. ``known``: the definitions are in the cluster already."""
+        # Helm reads YAML, which has no surrogates.
+        given = json.dumps(values or {}, ensure_ascii=False)
         options = [f"--namespace={namespace}", "--values=-", *([f"--api-versions={KNOWN}"] if known else [])]
-        text = self.run("template", release, str(CHART), *options, stdin=json.dumps(values or {}))
+        text = self.run("template", release, str(CHART), *options, stdin=given)
         return [each for each in yaml.load_all(text, Loader=_LOADER) if each]
 
     def notes(self, values: Mapping[str, Any] | None = None) -> str:
@@ -189,3 +191,11 @@ def container(items: list[Object]) -> Object:
 def variable(items: list[Object], name: str) -> Any:
     found = {each["name"]: each for each in container(items)["env"]}[f"DRUMLINE_OPERATOR_{name}"]
     return found.get("value", found.get("valueFrom"))
+
+
+def pod_specs(items: list[Object]) -> Iterator[Object]:
+    for each in items:
+        if each["kind"] == "Pod":
+            yield each["spec"]
+        elif each["kind"] == "Deployment":
+            yield each["spec"]["template"]["spec"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from .conftest import (
     one,
     ordinary,
     pod,
+    pod_specs,
     program,
     variable,
 )
@@ -152,14 +153,6 @@ def test_notes_name_the_next_three_commands(helm: Helm) -> None:
 
 
 # -- rules for everything
-
-
-def pod_specs(items: list[Object]) -> Iterator[Object]:
-    for each in items:
-        if each["kind"] == "Pod":
-            yield each["spec"]
-        elif each["kind"] == "Deployment":
-            yield each["spec"]["template"]["spec"]
 
 
 def test_pods_are_of_the_restricted_profile(defaults: list[Object]) -> None:
