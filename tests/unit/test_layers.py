@@ -83,6 +83,7 @@ def test_modules_stay_short() -> None:
         ("drumline.distributed", {"torch", "numpy", "PIL", "fastapi", "zmq"}),
         ("drumline.training", {"torch", "numpy", "transformers"}),
         ("drumline.training.stage_plan", {"torch", "numpy", "transformers"}),
+        ("drumline.planning.workload", {"torch", "numpy", "transformers", "diffusers"}),
         ("drumline.api.v1alpha1", {"torch", "numpy", "PIL", "fastapi", "zmq"}),
         # The process that serves HTTP and owns the ranks: it never loads torch, so it can never touch a GPU.
         ("drumline.server.app", {"torch"}),

@@ -9,6 +9,7 @@ import typer
 from drumline.cli.doctor import doctor as _doctor
 from drumline.cli.invoke import invoke as _invoke
 from drumline.cli.output import Group
+from drumline.cli.plan import plan as _plan
 from drumline.cli.run import run as _run
 from drumline.cli.serve import serve as _serve
 from drumline.cli.stream import stream as _stream
@@ -26,6 +27,7 @@ app.command("run")(_run)
 app.command("serve")(_serve)
 app.command("invoke")(_invoke)
 app.command("stream")(_stream)
+app.command("plan")(_plan)
 app.command("doctor")(_doctor)
 
 
