@@ -32,6 +32,8 @@ _GROUPS = {
     "PodDisruptionBudget": "apis/policy/v1/{}/poddisruptionbudgets",
     "NetworkPolicy": "apis/networking.k8s.io/v1/{}/networkpolicies",
     "Namespace": "api/v1/namespaces",
+    "ServiceAccount": "api/v1/{}/serviceaccounts",
+    "ClusterRoleBinding": "apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
     "CustomResourceDefinition": "apis/apiextensions.k8s.io/v1/customresourcedefinitions",
 }
 #: What only the operator writes, while nobody touches apps: our own kinds, and their children but for the children's status.

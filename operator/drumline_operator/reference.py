@@ -65,7 +65,7 @@ every time: nothing is remembered in it, and nothing reads it back.
   verdict about an earlier spec is not taken for one about yours.
 - All conditions of an app are always there. `lastTransitionTime` changes only when `status` does.
 - **Reasons are stable**: single CamelCase words, never renamed. Messages are for people and may change.
-- A message of trouble ends with what to do, in brackets.
+- A message of trouble ends with what to do, in brackets. [Troubleshooting](../guide/troubleshooting.md) goes by reason.
 - There is no `phase`. `kubectl get dapp` shows `Ready` and its reason.
 
 ## Conditions of a DistributedApp

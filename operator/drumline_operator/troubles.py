@@ -129,9 +129,8 @@ def _loading(pod: PodView, runner: RunnerView | None) -> Trouble:
         return Trouble(reasons.STARTING, f"{pod.name}: {waiting or 'the container starts'}")
     progress = f"{pod.name}: {runner.ready_ranks} of {runner.world_size} ranks are ready"
     if runner.failure and runner.state in {"restarting", "failed"}:
-        hung = runner.failure.get("reason") == "RankHung"
         return Trouble(
-            reasons.RANK_HUNG if hung else reasons.RANK_FAILED,
+            _BY_ERROR.get(str(runner.failure.get("reason")), reasons.RANK_FAILED),
             f"{progress}; {runner.failure.get('message') or runner.failure.get('reason')}",
         )
     return Trouble(reasons.LOADING_MODEL, progress)

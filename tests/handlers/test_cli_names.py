@@ -198,7 +198,7 @@ def pod(server: EnvTest, kubectl: Kubectl, apps: None, tmp_path: Path) -> Callab
         address = urlsplit(server.url)
         assert address.hostname
         found = {"KUBERNETES_SERVICE_HOST": address.hostname, "KUBERNETES_SERVICE_PORT": str(address.port)}
-        assert inside(found, tmp_path)
+        assert inside(found)
         return found, tmp_path
 
     return make
@@ -229,6 +229,7 @@ def test_a_pod_without_rights_takes_the_usual_address(pod: Any, capsys: pytest.C
     assert "may not read DistributedApps" in capsys.readouterr().err
 
 
-def test_outside_of_a_pod(tmp_path: Path) -> None:
-    assert not inside({}, tmp_path)
-    assert not inside({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path)
+def test_a_pod_without_an_account_takes_the_usual_address(tmp_path: Path) -> None:
+    assert app_url(Wanted("sdxl"), {}, tmp_path) == "http://sdxl:8080"
+    assert app_url(Wanted("sdxl", "art"), {}, tmp_path) == "http://sdxl.art.svc:8080"
+    assert not inside({})

@@ -63,3 +63,10 @@ def test_every_field_is_there(page: str, model: type[DistributedAppSpec] | type[
         assert re.search(rf"^\| `{field.alias}` \| .*{re.escape(field.description)} \|$", text, re.MULTILINE), (
             field.alias
         )
+
+
+def test_troubleshooting_has_a_section_for_each_reason() -> None:
+    text = (ROOT / "docs" / "guide" / "troubleshooting.md").read_text()
+    sections = {name for heading in re.findall(r"^### (.+)$", text, re.MULTILINE) for name in heading.split(", ")}
+    waits = {reasons.STARTING, reasons.LOADING_MODEL, reasons.NEW_REVISION, reasons.SUSPENDED, reasons.SCALED_TO_ZERO}
+    assert sections == {*reasons.CURES, *waits}

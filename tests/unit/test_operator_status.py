@@ -264,7 +264,10 @@ def test_ranks_that_load_are_counted() -> None:
     assert RequeueAfter(SETTINGS.progress_interval) in actions
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("RankLost", "RankFailed"), ("RankHung", "RankHung")])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("RankLost", "RankFailed"), ("RankHung", "RankHung"), ("SetupFailed", "SetupFailed"), ("Odd", "RankFailed")],
+)
 def test_the_last_failure_of_a_rank(kind: str, reason: str) -> None:
     raw = app()
     failure = {"reason": kind, "message": "rank 1 is gone", "rank": 1, "signal": 9, "time": 1767268800.0}

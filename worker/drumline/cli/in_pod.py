@@ -9,6 +9,7 @@ from typing import Any
 
 from drumline.cli.cluster_app import RESOURCE, Wanted, found, not_found, service_url
 from drumline.cli.output import State, note
+from drumline.contract import DEFAULT_PORT
 from drumline.errors import ConfigurationError, ConnectionFailed
 
 #: Where Kubernetes puts a pod's token, the API server's authority and the namespace.
@@ -16,21 +17,25 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _SECONDS = 15.0
 
 
-def inside(environment: Mapping[str, str], account: Path = ACCOUNT) -> bool:
-    """Whether this process runs in a pod with a service account."""
-    return bool(environment.get("KUBERNETES_SERVICE_HOST")) and (account / "token").is_file()
+def inside(environment: Mapping[str, str]) -> bool:
+    """Whether this process runs in a pod."""
+    return bool(environment.get("KUBERNETES_SERVICE_HOST"))
 
 
 def app_url(app: Wanted, environment: Mapping[str, str], account: Path = ACCOUNT) -> str:
     """Return the address of the app's Service.
 
-    Without the right to read DistributedApps, which a pod does not have by itself, that is its usual address.
+    Without a service account, or without its right to read DistributedApps, which a pod does not have by itself, that is
+    its usual address.
 
     Raises:
         ConfigurationError: there is no such app.
         ConnectionFailed: the API server does not answer.
         NotReady: no replica of it can answer.
     """
+    if not (account / "token").is_file():
+        # A name alone is looked for in the pod's own namespace.
+        return service_url(app.name, app.namespace) if app.namespace else f"http://{app.name}:{DEFAULT_PORT}"
     namespace = app.namespace or (account / "namespace").read_text().strip()
     group = RESOURCE.partition(".")[2]
     path = f"/apis/{group}/v1alpha1/namespaces/{namespace}/distributedapps"
