@@ -151,7 +151,8 @@ class Client:
         call = shlex.join(
             ["curl", "-sS", "--max-time", "60", "-w", " %{http_code}\\n", "--data", json.dumps(payload), url]
         )
-        loop = f"while [ ! -e {flag} ]; do {call}; done"
+        # Each answer and its status in one write: the callers share a file.
+        loop = f"while [ ! -e {flag} ]; do printf '%s\\n' \"$({call})\"; done"
         return Load(self, flag, self.background(" & ".join([loop] * callers) + " & wait"))
 
 
