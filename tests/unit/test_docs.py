@@ -28,6 +28,7 @@ from drumline import (
     problems,
     protocol,
     toolkit,
+    training,
 )
 from drumline.cli import app as command_line
 from drumline.diffusion.plan import ModelShape, ParallelPlan
@@ -204,6 +205,11 @@ def test_pieces_for_diffusion_are_documented() -> None:
     names = {*diffusion.__all__, *ModelShape.__dataclass_fields__, *ParallelPlan.__dataclass_fields__}
     names |= {name for name in vars(ParallelPlan) if not name.startswith("_")}
     assert sorted(names - words) == []
+
+
+def test_pieces_for_training_are_documented() -> None:
+    words = set(re.findall(r"\w+", (REFERENCE / "training.md").read_text()))
+    assert sorted({*training.__all__} - words) == []
 
 
 def test_commands_and_options_are_documented() -> None:

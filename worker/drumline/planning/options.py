@@ -199,7 +199,8 @@ def _pipeline(model: LanguageModel, gpus: int, batch: int, length: int, compute:
     kept = min(gpus, microbatches) / microbatches
     layers = len(stages.layers_of(0))
     saved = _saved(model, batch * length * kept, 1, layers, short, logits=batch * length / microbatches)
-    wire = 2 * batch * length * model.hidden * short if gpus > 1 else 0.0
+    # Activations to the next stage and gradients to the one before; the two at the ends send only one of them.
+    wire = min(gpus - 1, 2) * batch * length * model.hidden * short
     name = f"pipeline={gpus} (1f1b, {microbatches} microbatches)"
     return Option(name, _FULL * held, 12 * held, 0.0, saved, wire, compute / (1 - stages.bubble), batch)
 
