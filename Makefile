@@ -103,6 +103,9 @@ bench-peers: setup ## The same work behind other servers, each in an environment
 bench-operator: setup ## The operator on a real control plane with up to 1,000 apps, beside a plain client; saved as JSON
 	$(BIN)/python -m bench.operator $(ARGS)
 
+bench-operator-quick: setup ## 100 apps: fails when a restart, a resync or an idle operator writes anything; no goals for time
+	$(BIN)/python -m bench.operator --quick $(ARGS)
+
 chaos: setup ## Break a real server a thousand times while clients use it, and check every answer (ARGS="--seed 7")
 	$(PYTHON_HERE) -m chaos $(ARGS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import yaml
 from e2e.cluster import fake_nodes, pins
 from e2e.cluster.local import LocalCluster
+from e2e.cluster.machine import obstacle
 from e2e.cluster.store import Store
 
 from bench.operator import apps, measures, runners
@@ -66,6 +68,9 @@ def main() -> int:
     args = parser.parse_args()
     counts = args.apps or ([SLICE] if args.quick else [SLICE, ALL])
     rounds = args.rounds if args.rounds is not None else (1 if args.quick else 7)
+    if reason := obstacle():
+        print(f"not possible here: {reason}", file=sys.stderr)
+        return 1 if os.environ.get("CI") else 0
     facts = machine()
     if facts["load_average"] > 0.5 * facts["usable_cores"]:
         print(f"the machine is busy (load {facts['load_average']}): figures will be rough", file=sys.stderr)
