@@ -28,7 +28,8 @@ class Schedule:
         self._count = 0
         self._running: set[str] = set()
         self._again: dict[str, float] = {}
-        self._failures: dict[str, int] = {}
+        #: How often in a row a key has failed, and until when it was to wait.
+        self._failures: dict[str, tuple[int, float]] = {}
 
     def __len__(self) -> int:
         """Keys that wait, due or not."""
@@ -74,9 +75,12 @@ class Schedule:
         A wish that came while it ran does not shorten the wait, or a key that fails and is told of its own change would
         never stop.
         """
-        failures = self._failures.get(key, 0)
-        self._failures[key] = failures + 1
-        delay = max(at_least, min(self._longest, self._base * 2.0 ** min(failures, 32)))
+        failures, until = self._failures.get(key, (0, now))
+        # One that was woken before its time has not waited in vain: a burst of news during trouble that lasts a moment
+        # would otherwise make it wait for a minute.
+        failures += now >= until
+        delay = max(at_least, min(self._longest, self._base * 2.0 ** min(max(0, failures - 1), 32)))
+        self._failures[key] = failures, now + delay
         self._running.discard(key)
         self._again.pop(key, None)
         self.add(key, now + delay)

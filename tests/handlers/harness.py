@@ -84,10 +84,15 @@ Start = Callable[..., Awaitable[Operator]]
 
 
 async def until(
-    cluster: KubeCluster, kind: str, namespace: str | None, name: str, holds: Callable[[Any], object]
+    cluster: KubeCluster,
+    kind: str,
+    namespace: str | None,
+    name: str,
+    holds: Callable[[Any], object],
+    seconds: float = 30,
 ) -> Any:
     """Return an object (None: there is none) for which ``holds``; watches until it does."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(seconds):
         while True:
             page = await cluster.page(kind, namespace, "", "")
             found = next((each for each in map(decode, page.items) if each["metadata"]["name"] == name), None)

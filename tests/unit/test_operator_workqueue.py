@@ -47,17 +47,31 @@ def test_the_earliest_comes_first() -> None:
 
 def test_back_off_doubles_and_starts_anew() -> None:
     queue = Schedule(base=1, longest=10)
-    delays = []
+    delays: list[float] = []
+    queue.add("a", 0)
     for _ in range(6):
-        queue.add("a", 0)
-        assert queue.take(1e9) == "a"
-        delays.append(queue.failed("a", 0))
+        now = sum(delays)
+        assert queue.take(now) == "a"
+        delays.append(queue.failed("a", now))
     assert delays == [1, 2, 4, 8, 10, 10]
     assert queue.take(1e9) == "a"
     queue.done("a")
     queue.add("a", 0)
     assert queue.take(0) == "a"
     assert queue.failed("a", 0, at_least=7) == 7
+
+
+def test_news_before_its_time_does_not_lengthen_the_wait() -> None:
+    """A key that is woken ten times within a moment of trouble waits no longer afterwards than one that is not."""
+    queue = Schedule(base=1, longest=60)
+    delays = []
+    for now in (0.0, 0.1, 0.2, 0.3):
+        queue.add("a", now)
+        assert queue.take(now) == "a"
+        delays.append(queue.failed("a", now))
+    assert delays == [1, 1, 1, 1]
+    assert queue.take(1.3) == "a"
+    assert queue.failed("a", 1.3) == 2
 
 
 def test_a_wish_during_a_failure_does_not_shorten_the_wait() -> None:

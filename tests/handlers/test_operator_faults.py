@@ -1,0 +1,267 @@
+"""The operator and a real API server with a proxy between that breaks calls: it gets there, and makes nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.cluster.envtest import EnvTest
+from fault_proxy import Act, Call, Cut, Delay, Drop, Fault, FaultProxy, Refuse, Storm
+from kubelets import Kubelets
+from tests.handlers.harness import Operator, Start, until
+
+from drumline_operator.actions import RequeueAfter
+from drumline_operator.cluster import ClusterError
+from drumline_operator.kube import KubeCluster, configured
+from drumline_operator.manifests.names import API_VERSIONS
+from drumline_operator.plan import plan
+from drumline_operator.reconcile import Outcome, observe, reconcile
+from drumline_operator.settings import OperatorSettings
+
+SETTINGS = OperatorSettings(namespace="default")
+#: Seconds after which a call counts as lost: little, so that delays are noticed.
+CALL_SECONDS = 2.0
+KINDS = (*API_VERSIONS, "DistributedApp")
+
+
+def app(namespace: str, name: str = "sdxl", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "drumline.dev/v1alpha1",
+        "kind": "DistributedApp",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"workerClass": "app:Worker", "image": "a:1", "numGPUs": 0, **spec},
+    }
+
+
+@pytest.fixture
+async def proxy(server: EnvTest, tmp_path: Path) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(server.kubeconfig, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def kubelets(server: EnvTest, namespace: str) -> AsyncIterator[Kubelets]:
+    """Pods for the Deployments of the test's namespace."""
+    async with KubeCluster(await configured(server.kubeconfig)) as own:
+        found = Kubelets(own, namespace)
+        task = asyncio.create_task(found.run())
+        yield found
+        if task.done():
+            task.result()  # it only ends by an error
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def check(cluster: KubeCluster, namespace: str, *names: str) -> None:
+    """Each app has its children, one of each kind and no others, and there is nothing left to do."""
+    expected: set[tuple[str, str]] = set()
+    for name in names:
+        raw = await cluster.get("DistributedApp", namespace, name)
+        assert raw is not None
+        left = plan(raw, await observe(raw, cluster), datetime.now(UTC), SETTINGS)
+        assert [action for action in left if not isinstance(action, RequeueAfter)] == []
+        closed = raw["spec"].get("networkPolicy") == "DenyAllIngress"
+        expected |= {(kind, name) for kind in KINDS if kind != "NetworkPolicy" or closed}
+        for kind in API_VERSIONS:
+            child = await cluster.get(kind, namespace, name)
+            if child is not None:
+                assert [owner["uid"] for owner in child["metadata"]["ownerReferences"]] == [raw["metadata"]["uid"]]
+    found = [(kind, each["metadata"]["name"]) for kind in KINDS for each in await cluster.list(kind, namespace)]
+    assert sorted(found) == sorted(expected)
+
+
+# --- one fault at each call in turn
+
+
+async def brought_home(name: str, namespace: str, through: KubeCluster) -> int:
+    """Reconcile until there is nothing left to do; return the number of runs."""
+    for run in itertools.count(1):
+        assert run < 10, "it does not come to rest"
+        with contextlib.suppress(ClusterError):
+            outcome: Outcome = await reconcile(f"{namespace}/{name}", through, lambda: datetime.now(UTC), SETTINGS)
+            if outcome.actions == 0:
+                return run
+    raise AssertionError
+
+
+#: The delay is longer than a call may take: the operator has gone on when the API server hears of it.
+ONCE: dict[str, Fault] = {
+    "dropped before": Drop(),
+    "dropped after": Drop(done=True),
+    "answer cut": Cut(20),
+    "conflict": Refuse(409),
+    "throttled": Refuse(429, retry_after=1),
+    "error": Refuse(500),
+    "unavailable": Refuse(503),
+    "gateway": Refuse(504),
+    "late": Delay(CALL_SECONDS * 1.5),
+}
+
+
+@pytest.mark.parametrize("kind", ONCE)
+async def test_one_fault_at_each_call_in_turn(
+    kind: str, proxy: FaultProxy, cluster: KubeCluster, namespace: str
+) -> None:
+    async with KubeCluster(await configured(proxy.kubeconfig), timeout=CALL_SECONDS) as through:
+        await cluster.apply(app(namespace, "calm", networkPolicy="DenyAllIngress"))
+        await brought_home("calm", namespace, through)
+        total = len(proxy.calls)
+        assert total > 15
+        # A late call takes its time, so every fourth has to do.
+        chosen = range(0, total, 4 if isinstance(ONCE[kind], Delay) else 1)
+        for number in chosen:
+            name = f"app-{number}"
+            await cluster.apply(app(namespace, name, networkPolicy="DenyAllIngress"))
+            begin = len(proxy.calls)
+            proxy.plan = lambda call, at=begin + number: ONCE[kind] if call.number == at else None
+            await brought_home(name, namespace, through)
+            proxy.plan = None
+        # What is late may come in still: no write of an earlier run undoes one of a later run.
+        await proxy.quiet()
+        for number in chosen:
+            await brought_home(f"app-{number}", namespace, through)
+        assert len(proxy.faults) == len(chosen)
+        before = proxy.writes
+        for number in chosen:
+            await brought_home(f"app-{number}", namespace, through)
+        assert proxy.writes == before
+    await check(cluster, namespace, "calm", *(f"app-{number}" for number in chosen))
+
+
+# --- the operator as a process
+
+PROCESS = {"RESYNC": 0.5, "RELIST": 2, "REQUEST_TIMEOUT": 5}
+
+
+def served(**spec: Any) -> Callable[[Any], bool]:
+    """Whether an app is served as its present spec says."""
+
+    def holds(raw: Any) -> bool:
+        status = (raw or {}).get("status") or {}
+        conditions = {each["type"]: each for each in status.get("conditions") or ()}
+        if raw is None or any(raw["spec"].get(key) != value for key, value in spec.items()):
+            return False
+        ready, progressing = conditions.get("Ready", {}), conditions.get("Progressing", {})
+        wanted = "Suspended" if raw["spec"].get("suspend") else "Serving"
+        current = status.get("observedGeneration") == raw["metadata"]["generation"]
+        return bool(current and ready.get("reason") == wanted and progressing.get("reason") == "Complete")
+
+    return holds
+
+
+async def wait(operator: Operator, cluster: KubeCluster, namespace: str, **wanted: dict[str, Any]) -> None:
+    """Return when each app is served as it is wanted; says what it is like when that takes too long."""
+    for name, spec in wanted.items():
+        try:
+            await until(cluster, "DistributedApp", namespace, name, served(**spec), seconds=60)
+        except TimeoutError:
+            raw = await cluster.get("DistributedApp", namespace, name)
+            pods = await cluster.list("Pod", namespace)
+            said = "\n".join(str(line) for line in operator.lines[-40:])
+            pytest.fail(f"{name} is not served: {raw}\n{[pod['status'] for pod in pods]}\n{said}")
+
+
+async def at_rest(operator: Operator, proxy: FaultProxy, apps: int) -> None:
+    """Assert that the operator, though it looks at every app again and again, writes nothing."""
+    async with asyncio.timeout(60):
+        await proxy.all_watched()
+    await operator.runs(2 * apps)  # what has come in late
+    before = proxy.writes
+    await operator.runs(4 * apps)
+    assert proxy.writes == before, [call for call in proxy.calls if call.write][before - 4 :]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_storm(
+    seed: int, start: Start, proxy: FaultProxy, kubelets: Kubelets, cluster: KubeCluster, namespace: str
+) -> None:
+    """One call of seven goes wrong, from the first one on, while apps are made, changed, suspended and replaced."""
+    storm = Storm(seed, rate=0.15)
+    proxy.plan = storm
+    operator = await start(kubeconfig=proxy.kubeconfig, WATCH_NAMESPACES=namespace, **PROCESS)
+    names = ["one", "two", "three", "four"]
+    for name in names:
+        await cluster.apply(app(namespace, name))
+    await wait(operator, cluster, namespace, one={}, two={}, three={}, four={})
+    await cluster.apply(app(namespace, "one", image="a:2", replicas=3))
+    await cluster.apply(app(namespace, "two", suspend=True, networkPolicy="DenyAllIngress"))
+    old = await cluster.get("DistributedApp", namespace, "three")
+    assert old is not None
+    await cluster.delete("DistributedApp", namespace, "three", old["metadata"]["uid"])
+    await cluster.apply(app(namespace, "three", image="a:3"))
+    live = await cluster.get("Service", namespace, "four")
+    assert live is not None
+    await cluster.delete("Service", namespace, "four", live["metadata"]["uid"])
+    changed = {"one": {"image": "a:2", "replicas": 3}, "two": {"suspend": True}, "three": {"image": "a:3"}, "four": {}}
+    await wait(operator, cluster, namespace, **changed)
+    await until(cluster, "Service", namespace, "four", bool, seconds=60)
+    storm.rate = 0
+    assert len(proxy.faults) > 10
+    assert len({type(fault) for _, fault in proxy.faults}) >= 3
+    await at_rest(operator, proxy, len(names))
+    await check(cluster, namespace, *names)
+
+
+@pytest.mark.timeout(120)
+async def test_watches_that_break_in_the_middle_of_an_event(
+    start: Start, proxy: FaultProxy, kubelets: Kubelets, cluster: KubeCluster, namespace: str
+) -> None:
+    """No event is lost, though every watch ends after some bytes, mostly within a line."""
+    lengths = itertools.cycle([10, 5000, 9000, 20000, 40000])
+    proxy.plan = lambda call: Cut(next(lengths)) if call.watch else None
+    operator = await start(kubeconfig=proxy.kubeconfig, WATCH_NAMESPACES=namespace, **{**PROCESS, "RESYNC": 1000})
+    await cluster.apply(app(namespace))
+    for replicas in (1, 3, 2, 4):
+        await cluster.apply(app(namespace, replicas=replicas))
+        await wait(operator, cluster, namespace, sdxl={"replicas": replicas})
+    assert sum(isinstance(fault, Cut) for _, fault in proxy.faults) > 10
+    proxy.plan = None
+    assert await operator.stop() == 0
+    await check(cluster, namespace, "sdxl")
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+async def test_killed_at_every_few_calls_in_turn(
+    done: bool, start: Start, proxy: FaultProxy, kubelets: Kubelets, cluster: KubeCluster, namespace: str
+) -> None:
+    """SIGKILL at the 1st, 4th, 7th ... call after its start, until a life is shorter than that; each begins with news."""
+    kills = 0
+    for number in itertools.count(0, 3):
+        operator: list[Operator] = []
+
+        async def kill(operator: list[Operator] = operator) -> None:
+            await operator[0].stop(signal.SIGKILL)
+
+        begin = len(proxy.calls)
+        proxy.plan = _at(begin + number, Act(kill, done))
+        await cluster.apply(app(namespace, image=f"a:{number}", replicas=1 + number % 2))
+        operator.append(await start(kubeconfig=proxy.kubeconfig, WATCH_NAMESPACES=namespace, **PROCESS))
+        ended = asyncio.create_task(operator[0].process.wait())
+        home = asyncio.create_task(
+            until(cluster, "DistributedApp", namespace, "sdxl", served(image=f"a:{number}"), seconds=60)
+        )
+        await asyncio.wait([ended, home], return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            await home
+            ended.cancel()
+            break
+        kills += 1
+        home.cancel()
+        await asyncio.gather(home, return_exceptions=True)
+    assert kills >= 6
+    proxy.plan = None
+    await at_rest(operator[0], proxy, 1)
+    await check(cluster, namespace, "sdxl")
+
+
+def _at(number: int, fault: Fault) -> Callable[[Call], Fault | None]:
+    return lambda call: fault if call.number == number else None
