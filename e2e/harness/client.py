@@ -148,11 +148,10 @@ class Client:
     def load(self, url: str, payload: Mapping[str, Any], callers: int = 2) -> Load:
         """Call again and again, from several callers with a new connection each time, until told to stop."""
         flag = f"/tmp/stop-{next(_numbers)}"
-        call = shlex.join(
-            ["curl", "-sS", "--max-time", "60", "-w", " %{http_code}\\n", "--data", json.dumps(payload), url]
-        )
-        # Each answer and its status in one write: the callers share a file.
-        loop = f"while [ ! -e {flag} ]; do printf '%s\\n' \"$({call})\"; done"
+        options = ["--max-time", "60", "-w", " %{http_code}", "--data", json.dumps(payload)]
+        # The shell writes a whole line at once, curl in parts, between which another caller's may come.
+        call = f"printf '%s\\n' \"$({shlex.join(['curl', '-sS', *options, url])} 2>&1)\""
+        loop = f"while [ ! -e {flag} ]; do {call}; done"
         return Load(self, flag, self.background(" & ".join([loop] * callers) + " & wait"))
 
 
