@@ -125,14 +125,15 @@ def operator_image(cluster: Cluster) -> str:
 
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster, operator_image: str, worker_image: str) -> Iterator[Operator]:
-    """The operator, installed with the chart. It is removed with the cluster, or after the scenarios if that stays."""
+    """The operator, installed with the chart. It is removed after the scenarios, but for E2E_KEEP=1."""
     installed = Operator(cluster)
     values = {}
     for key, image in (("image", operator_image), ("workerImage", worker_image)):
         values[f"{key}.repository"], _, values[f"{key}.tag"] = image.rpartition(":")
     installed.install(values)
     yield installed
-    installed.uninstall()
+    if not os.environ.get("E2E_KEEP"):
+        installed.uninstall()
 
 
 @pytest.fixture

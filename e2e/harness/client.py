@@ -22,6 +22,8 @@ from e2e.harness.kube import LIMIT, Kube, TooLate, has
 _END: Final = ": ended with "
 #: A node's rules follow a Service's endpoints with a delay of which nobody is told; so long they may refuse connections.
 PROXY_SECONDS: Final = 20.0
+#: Between two calls of a caller, which would otherwise take the CPU from the pods that a test waits for.
+PACE_SECONDS: Final = 0.1
 #: What curl then says: no connection, or (where that was asked for) no answer in a short time.
 AGAIN: Final = ("curl: (7)", "curl: (28)")
 _numbers = itertools.count(1)
@@ -137,7 +139,7 @@ class Client:
         """Run a shell command that goes on whatever becomes of our connection to it."""
         file = f"/tmp/background-{next(_numbers)}"
         inner = f"{command}; printf '\\n{_END}%s\\n' $?"
-        self.run("sh", "-c", f"setsid sh -c {shlex.quote(inner)} </dev/null >{file} 2>&1 &")
+        self.run("sh", "-c", f"setsid sh -c {shlex.quote(inner)} </dev/null >>{file} 2>&1 &")
         return Background(self, file)
 
     def stream(self, url: str, payload: Mapping[str, Any]) -> Stream:
@@ -151,7 +153,7 @@ class Client:
         options = ["--max-time", "60", "-w", " %{http_code}", "--data", json.dumps(payload)]
         # The shell writes a whole line at once, curl in parts, between which another caller's may come.
         call = f"printf '%s\\n' \"$({shlex.join(['curl', '-sS', *options, url])} 2>&1)\""
-        loop = f"while [ ! -e {flag} ]; do {call}; done"
+        loop = f"while [ ! -e {flag} ]; do {call}; sleep {PACE_SECONDS}; done"
         return Load(self, flag, self.background(" & ".join([loop] * callers) + " & wait"))
 
 
@@ -188,6 +190,10 @@ class Background:
                     break
             self._lines.put(None)
             process.kill()
+
+    def mark(self, word: str) -> None:
+        """Add a line of ours to what the command writes."""
+        self._client.run("sh", "-c", f"echo {word} >>{self._file}")
 
     def line(self, limit: float = LIMIT) -> str:
         """The next line.
@@ -331,6 +337,12 @@ class Load:
         while self.take(1, limit)[0].get(key) != wanted:
             if time.monotonic() > deadline:
                 raise TooLate(f"no answer with {key}={wanted} in {limit:.0f} s")
+
+    def catch_up(self) -> None:
+        """Read all answers that came until now."""
+        self._source.mark(word := f"mark-{next(_numbers)}")
+        while (line := self._source.line()) != word:
+            self._add(line)
 
     def stop(self) -> None:
         """Let the callers finish, and read all that they have written."""

@@ -18,6 +18,7 @@ def test_a_new_revision_fails_no_request(kube: Kube, client: Client) -> None:
     app.set_env(WORD="second")
     load.until("second", "word")
     app.replaced()
+    load.catch_up()
     assert {each["word"] for each in load.take(10)} == {"second"}
     load.stop()
     assert load.bad == []
@@ -54,9 +55,11 @@ def test_a_bad_revision_leaves_the_old_one_serving(kube: Kube, client: Client) -
         "Progressing", "False", "ProgressDeadlineExceeded"
     )
     assert condition(kube.get("dapp", "bad"), "Available")["status"] == "True"
+    load.catch_up()
     load.take(3)
     app.change(workerClass="worker_code:Steps")
     app.ready()
+    load.catch_up()
     load.take(3)
     load.stop()
     assert load.bad == []
@@ -73,12 +76,14 @@ def test_scale_up_and_down(kube: Kube, client: Client) -> None:
     app.ready()
     assert first in {pod["metadata"]["uid"] for pod in app.pods()}
     names = {pod["metadata"]["name"] for pod in app.pods()}
+    load.catch_up()
     seen: set[str] = set()
     while seen < names:
         seen.add(load.take(1)[0]["pod"])
     kube("scale", "dapp/scales", "--replicas=1")
     kube.until_all("pod", lambda pods: len(pods) == 1, "two pods go", selector=app.labels)
     app.ready()
+    load.catch_up()
     load.take(3)
     load.stop()
     assert load.bad == []
@@ -128,6 +133,7 @@ def test_a_node_is_drained_one_pod_at_a_time(kube: Kube, client: Client) -> None
     finally:
         kube("uncordon", node)
     assert {pod["spec"]["nodeName"] for pod in app.pods()} == {client.node}
+    load.catch_up()
     load.take(3)
     load.stop()
     assert load.bad == []
