@@ -60,7 +60,7 @@ class Operator:
     def uninstall(self) -> None:
         """Remove the release and its namespace; CRDs and apps stay, as the chart promises."""
         self.helm("uninstall", RELEASE, "--wait", "--timeout=60s")
-        self.kube("delete", "namespace", NAMESPACE, "--wait=false")
+        self.kube("delete", "namespace", NAMESPACE, "--timeout=120s")
 
     def pods(self) -> list[Object]:
         """The operators' pods that are not on their way out."""
