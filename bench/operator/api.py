@@ -36,8 +36,9 @@ _GROUPS = {
     "ClusterRoleBinding": "apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
     "CustomResourceDefinition": "apis/apiextensions.k8s.io/v1/customresourcedefinitions",
 }
-#: What only the operator writes, while nobody touches apps: our own kinds, and their children but for the children's status.
-_OURS = ("distributedapps", "machinetypes")
+#: What only the operator writes, while nobody touches apps: apps, and their children but for the children's status. (What
+#: a MachineType says of its nodes changes with them, and fake nodes come and go where kwok gets no CPU time.)
+_OURS = ("distributedapps",)
 _CHILDREN = ("deployments", "services", "poddisruptionbudgets", "networkpolicies")
 _EVENTS = "/api/v1/events?fieldSelector=reportingComponent%3Ddrumline-operator"
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
