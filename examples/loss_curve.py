@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image, ImageDraw
 
 from drumline.cli.values import parse
 from drumline.distributed import DistributedRunner
 from drumline.errors import RankLost
+from drumline.toolkit import Image as PictureFile
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 300, 46, 34
@@ -47,6 +49,16 @@ async def losses(example: Path, request: dict[str, Any]) -> list[Curve]:
         finally:
             await runner.stop()
     return [first, second]
+
+
+def discs(count: int = 6, side: int = 64) -> dict[str, Any]:
+    """Return pictures of coloured discs, and captions, for the example that learns from pictures."""
+    pictures = []
+    for i in range(count):
+        picture = Image.new("RGB", (side, side), "white")
+        ImageDraw.Draw(picture).ellipse((8, 8, side - 8, side - 8), fill=f"hsl({i * 360 // count}, 80%, 50%)")
+        pictures.append(PictureFile.from_pil(picture, "png").model_dump())
+    return {"images": pictures, "captions": [f"a disc, number {i}" for i in range(count)], "size": side}
 
 
 def kill(pid: int | None) -> None:
@@ -98,6 +110,8 @@ def main() -> None:
     """Draw the curve of the example that the command line names."""
     name, *values = sys.argv[1:]
     request = {"run": "plot", "steps": 150, "checkpoint_every": 20, **parse(values)}
+    if name == "flux_lora_ddp":
+        request = {**discs(), **request}
     curves = asyncio.run(losses(HERE / name, request))
     options = ", ".join(f"{key}={value}" for key, value in parse(values).items() if key != "steps")
     title = f"{name}: loss by step, tiny model, two CPU ranks" + (f", {options}" if options else "")

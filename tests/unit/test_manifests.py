@@ -1,5 +1,6 @@
 """Reading ``app.yaml``: what it means, and what is said about one that is wrong."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,18 @@ def write(folder: Path, *documents: Any) -> Path:
     path = folder / "app.yaml"
     path.write_text(yaml.safe_dump_all(documents))
     return path
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*/app.yaml"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.parent.name)
+def test_the_manifests_of_the_examples_name_their_class_and_folder(file):
+    app = load_manifest(file)
+    assert app.metadata.name == file.parent.name.replace("_", "-")
+    module, _, name = app.spec.worker_class.partition(":")
+    tree = ast.parse((file.parent / f"{module}.py").read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def test_the_minimal_app(tmp_path):
