@@ -104,7 +104,7 @@ class Election:
             async with asyncio.timeout_at(self._candidate.deadline):
                 self._lease = await self._leases.get("Lease", self._namespace, self._name)
                 found = record_of(self._lease.get("spec") or {}) if self._lease else None
-                write = self._candidate.decide(found, _stamp(), began)
+                write = self._candidate.decide(found, _stamp(), clock())
                 if write is not None:
                     await self._write(write.record)
                     self._candidate.wrote(write.record, began)

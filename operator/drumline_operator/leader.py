@@ -62,7 +62,7 @@ class Candidate:
         Args:
             found: what was read; None: there is no Lease.
             stamp: the time of day, for people who read the Lease.
-            now: seconds of the own clock, taken before the Lease was read.
+            now: seconds of the own clock, taken after the Lease was read: it was renewed before.
         """
         if found is None:
             return Write(Record(self.identity, self._lease_duration, stamp, stamp), fresh=True)
