@@ -23,7 +23,7 @@ from .store import Store
 from .waiting import tail, wait_for
 
 HOST = "127.0.0.1"
-SERVICES = "10.0.0.0/24"
+SERVICES = "10.0.0.0/16"
 LIMIT = 60.0
 #: Free ports can be taken by somebody else before our process listens on them.
 ATTEMPTS = 3
