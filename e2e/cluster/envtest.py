@@ -73,6 +73,7 @@ class EnvTest:
         self._report = report
         self._flags = flags
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, list[str]] = {}
         self._directory = Path()
         self._ports: tuple[int, int, int] = (0, 0, 0)
 
@@ -141,6 +142,9 @@ class EnvTest:
         ]
         self._spawn("etcd", binaries["etcd"], etcd)
         self._spawn("kube-apiserver", binaries["kube-apiserver"], server)
+        self._wait()
+
+    def _wait(self) -> None:
         with self.api() as api:
             watched = [child.pid for child in self._processes.values()] if sys.platform == "linux" else []
             wait_for("the API server", api.ready, limit=LIMIT, watched=watched, dead=self._obituary)
@@ -148,10 +152,28 @@ class EnvTest:
     def _spawn(self, name: str, binary: Path, arguments: Sequence[str]) -> None:
         # Where the kernel can do it, they end with us however we end.
         guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+        self._commands[name] = [*guard, str(binary), *arguments]
+        self._run(name)
+
+    def _run(self, name: str) -> None:
         with self.log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [*guard, str(binary), *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._directory
+                self._commands[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._directory
             )
+
+    def kill(self, component: str) -> None:
+        """Kill `etcd` or `kube-apiserver`, for tests of what happens then."""
+        self._processes[component].send_signal(signal.SIGKILL)
+        self._processes[component].wait(LIMIT)
+
+    def revive(self, component: str) -> None:
+        """Start what was killed, and wait until the API server is ready.
+
+        Raises:
+            ClusterError: It did not get ready.
+        """
+        self._run(component)
+        self._wait()
 
     def _obituary(self) -> str:
         ended = [name for name, child in self._processes.items() if child.poll() is not None]

@@ -44,7 +44,7 @@ def plan(
     try:
         app = validated(raw, settings)
         context, machine, blocked = _surroundings(raw, app, observed, settings)
-        children = () if blocked else tuple(_told_last(_children(context, observed)))
+        children = tuple(_told_last(_children(context, observed, blocked)))
     except ConfigurationError as error:
         return tuple(_with_news(raw, refused(raw, Trouble(reasons.INVALID_SPEC, str(error)), now)))
     except _NameTaken as taken:
@@ -107,15 +107,25 @@ class _NameTaken(Exception):
     """A child's name belongs to somebody else."""
 
 
-def _children(context: Context, observed: Observed) -> Iterator[Action]:
+def _children(context: Context, observed: Observed, blocked: Trouble | None) -> Iterator[Action]:
+    """What is wrong with the children; a blocked app gets no new pods, but those that run are scaled and suspended."""
+    live = observed.children.get("Deployment")
+    if blocked is None:
+        pods: dict[str, Any] | None = deployment.build(context, live)
+    elif live is None or _owner(live).get("uid") != context.uid:
+        return
+    else:
+        pods = deployment.with_the_same_pods(context, live)
     built = {
         "Service": service.build(context),
         "NetworkPolicy": networkpolicy.build(context),
         "PodDisruptionBudget": pdb.build(context),
-        "Deployment": deployment.build(context, observed.children.get("Deployment")),
+        "Deployment": pods,
     }
     for kind in API_VERSIONS:
         wanted, found = built[kind], observed.children.get(kind)
+        if kind == "Deployment" and pods is None:
+            continue  # nobody knows what it should be: it stays as it is
         owned = found is not None and _owner(found).get("uid") == context.uid
         if found is not None and not owned and wanted is not None:
             if _leftover(found, context.name):

@@ -6,8 +6,11 @@ import asyncio
 import signal
 from typing import Any
 
+import pytest
+from e2e.cluster.envtest import EnvTest
 from tests.handlers.harness import Start, until
 
+from drumline_operator.cluster import Expired
 from drumline_operator.kube import RESOURCES, KubeCluster
 from drumline_operator.manifests.names import API_VERSIONS
 
@@ -167,3 +170,22 @@ async def test_machine_types_and_nodes(start: Start, cluster: KubeCluster, names
     path = RESOURCES["Node"].path(None, name, "status")
     await cluster._call("PATCH", path, body={"status": ready}, content_type="application/merge-patch+json")
     await until(cluster, "MachineType", None, name, lambda raw: raw["status"].get("allocatableGPUs") == 8)
+
+
+async def test_an_api_server_that_restarts(server: EnvTest, start: Start, cluster: KubeCluster, namespace: str) -> None:
+    operator = await start(WATCH_NAMESPACES=namespace)
+    await cluster.apply(app(namespace))
+    await made(cluster, namespace)
+    await asyncio.to_thread(server.kill, "kube-apiserver")
+    await operator.says("the watch broke")
+    assert await operator.probe("/healthz") == 200
+    await asyncio.to_thread(server.revive, "kube-apiserver")
+    await cluster.apply(app(namespace, replicas=2))
+    await until(cluster, "Deployment", namespace, "sdxl", lambda live: live["spec"]["replicas"] == 2)
+    await patch(cluster, "Deployment", namespace, "sdxl", {"spec": {"replicas": 7}})
+    await until(cluster, "Deployment", namespace, "sdxl", lambda live: live["spec"]["replicas"] == 2)
+    # What was before the restart is not known to its watches any more.
+    with pytest.raises(Expired):
+        async for _ in cluster.watch("Service", None, "", "1"):
+            pass
+    assert await operator.stop() == 0

@@ -522,3 +522,37 @@ def test_a_runner_says_something_else() -> None:
 def test_every_trouble_has_a_cure() -> None:
     said = {reason for _, _, reason, _ in TROUBLES.values()}
     assert said <= reasons.CURES.keys()
+
+
+MACHINE = {"metadata": {"name": "h100"}, "spec": {"gpusPerNode": 8, "nodeSelector": {"gpu": "h100"}}}
+
+
+def made_of(raw: dict[str, Any], observed: Observed) -> dict[str, Any]:
+    """The manifests that a plan applies, by kind."""
+    actions = plan(raw, observed, NOW)
+    return {each.manifest["kind"]: json.loads(json.dumps(each.manifest)) for each in actions if isinstance(each, Apply)}
+
+
+@pytest.mark.parametrize("change", [{"suspend": True}, {"replicas": 1}])
+@pytest.mark.parametrize("lost", ["machine type", "ConfigMap"])
+def test_an_app_that_is_blocked_can_be_suspended_and_scaled(lost: str, change: dict[str, Any]) -> None:
+    """Its pods stay what they are, though nobody could build new ones."""
+    spec = {"replicas": 3, "machineType": "h100", "source": {"configMap": {"name": "code"}}}
+    known: dict[str, Any] = {"machine_types": (MACHINE,), "source": SourceView(exists=True, digest="1")}
+    made = made_of(app(**spec), Observed(**known))
+    without = {"machine_types": ()} if lost == "machine type" else {"source": SourceView(exists=False)}
+    observed = Observed(children=made, **(known | without))
+    assert made_of(app(**spec), observed) == {}
+    changed = made_of(app(**(spec | change)), observed)
+    wanted = json.loads(json.dumps(made["Deployment"]))
+    wanted["spec"]["replicas"] = 0 if "suspend" in change else 1
+    assert changed == {"Deployment": wanted}
+
+
+def test_a_blocked_app_repairs_what_it_knows() -> None:
+    raw = app(machineType="h100")
+    made = made_of(raw, Observed(machine_types=(MACHINE,)))
+    made["Deployment"]["metadata"]["annotations"] = {}  # nobody knows any more what its pods were made from
+    del made["Service"]
+    assert list(made_of(raw, Observed(children=made))) == ["Service"]
+    assert made_of(raw, Observed()) == {}

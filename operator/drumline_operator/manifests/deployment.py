@@ -24,9 +24,25 @@ def build(context: Context, live: Mapping[str, Any] | None = None) -> dict[str, 
     Raises:
         ConfigurationError: as :func:`drumline_operator.manifests.pod.build`.
     """
-    spec, inputs = context.app.spec, context.inputs
+    inputs = context.inputs
     kept = _kept(live, inputs)
     template, rendered_by = kept or (pod.build(context), context.settings.version)
+    return _around(context, template, inputs, rendered_by)
+
+
+def with_the_same_pods(context: Context, live: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the Deployment with the pods that it has, for an app whose new pods cannot be built now.
+
+    Returns:
+        None when the live one does not tell any more what its pods were made from.
+    """
+    inputs = str(((live.get("metadata") or {}).get("annotations") or {}).get(INPUTS, "")).partition(".")[0]
+    kept = _kept(live, inputs)
+    return None if kept is None else _around(context, kept[0], inputs, kept[1])
+
+
+def _around(context: Context, template: dict[str, Any], inputs: str, rendered_by: str) -> dict[str, Any]:
+    spec = context.app.spec
     text = json.dumps(template, sort_keys=True, separators=(",", ":"))
     annotations = {INPUTS: f"{inputs}.{_digest(text)}", RENDERED_BY: rendered_by, TEMPLATE: text}
     body = {
