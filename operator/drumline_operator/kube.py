@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
@@ -120,8 +121,9 @@ class KubeCluster:
             self._configuration = await configured()
         # Only the client's TLS and credentials are used: its own calls take three times as long.
         tls = RESTClientObject(self._configuration).ssl_context
+        # The environment is asked for a proxy once: `trust_env` would ask it, in a thread, for each call.
         self._api = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls), trust_env=True, auto_decompress=True
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls), proxy=self._configuration.proxy or _proxy(self._host)
         )
         self._runners = await RunnerClient().__aenter__()
         return self
@@ -346,8 +348,7 @@ async def configured(kubeconfig: Path | None = None) -> Configuration:
 async def credentials() -> Mapping[str, Any]:
     """Return where the API server is and how to get in, by the names that kopf gives these fields."""
     found = await configured()
-    token = await found.get_api_key_with_prefix("BearerToken")
-    scheme, _, secret = (token or "").partition(" ")
+    scheme, _, secret = (await found.get_api_key_with_prefix("BearerToken") or "").partition(" ")
     return {
         "server": found.host,
         "ca_path": found.ssl_ca_cert,
@@ -360,6 +361,12 @@ async def credentials() -> Mapping[str, Any]:
         "token": secret or None,
         "proxy_url": found.proxy,
     }
+
+
+def _proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for ``url``, or None."""
+    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+    return None if proxy_bypass(host or "") else getproxies().get(scheme)
 
 
 def _event(text: bytes, path: str) -> Watched:

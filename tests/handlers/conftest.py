@@ -14,6 +14,7 @@ import pytest
 import yaml
 from e2e.cluster.envtest import EnvTest
 from e2e.cluster.errors import ClusterError as NoCluster
+from e2e.cluster.layout import CHECKOUT
 from tests.handlers.harness import Operator, Start
 
 from drumline_operator.cluster import Conflict, Unavailable
@@ -95,10 +96,13 @@ async def start(server: EnvTest) -> AsyncIterator[Start]:
             "LEADER_ELECTION": False,
             **settings,
         }
+        # Each start would compile all libraries anew where byte code is not written.
+        ambient = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        ambient["PYTHONPYCACHEPREFIX"] = str(CHECKOUT / ".cache" / "byte-code")
         environment = {f"DRUMLINE_OPERATOR_{name}": str(value) for name, value in given.items()}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "drumline_operator"),
-            env={**os.environ, **environment, "KUBECONFIG": str(kubeconfig or server.kubeconfig)},
+            env={**ambient, **environment, "KUBECONFIG": str(kubeconfig or server.kubeconfig)},
             stdout=asyncio.subprocess.PIPE,
         )
         started.append(Operator(process))
