@@ -109,7 +109,7 @@ class Election:
                     await self._write(write.record)
                     self._candidate.wrote(write.record, began)
         except (ClusterError, TimeoutError) as error:
-            log.warning("Lease %s/%s: %s", self._namespace, self._name, error or "no answer in time")
+            log.warning("Lease %s/%s: %s", self._namespace, self._name, str(error) or "no answer in time")
 
     async def _write(self, record: Record) -> None:
         meta: dict[str, Any] = {"name": self._name, "namespace": self._namespace}
@@ -129,7 +129,7 @@ class Election:
             async with asyncio.timeout(_RELEASE):
                 await self._write(record)
         except (ClusterError, TimeoutError) as error:
-            log.warning("the Lease is not given back, others wait until it ends: %s", error or "no answer in time")
+            log.warning("the Lease is not given back, others wait until it ends: %s", str(error) or "no answer in time")
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -48,13 +48,13 @@ def plan(
     except ConfigurationError as error:
         return tuple(_with_news(raw, refused(raw, Trouble(reasons.INVALID_SPEC, str(error)), now)))
     except _NameTaken as taken:
-        return tuple(_with_news(raw, refused(raw, Trouble(reasons.NAME_TAKEN, str(taken)), now)))
+        news = _with_news(raw, refused(raw, Trouble(reasons.NAME_TAKEN, str(taken)), now))
+        return (*news, RequeueAfter(settings.progress_interval))  # other people's objects are not watched
     written = status.app_status(raw, context, observed, machine, now, blocked=blocked)
     return (
         *children,
         *_broken_pods(context, observed, now, settings),
         *_with_news(raw, written),
-        *_look_again(context, observed, settings, children, blocked),
     )
 
 
@@ -207,21 +207,3 @@ def _with_news(raw: Mapping[str, Any], written: dict[str, Any]) -> Iterator[Acti
 
 def _ready(written: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((each for each in written.get("conditions") or () if each.get("type") == "Ready"), {})
-
-
-def _look_again(
-    context: Context,
-    observed: Observed,
-    settings: OperatorSettings,
-    children: tuple[Action, ...],
-    blocked: Trouble | None,
-) -> Iterator[Action]:
-    """Ranks get ready, and fail, without a word from the API server; and nobody watches users' ConfigMaps."""
-    if blocked is not None and blocked.reason == reasons.CONFIG_MAP_NOT_FOUND:
-        yield RequeueAfter(settings.progress_interval)
-        return
-    if any(isinstance(each, RequeueAfter) for each in children):
-        return
-    pods = status.count(context, observed).pods
-    if any(pod.worker is not None and pod.worker.running and not pod.ready for pod in pods):
-        yield RequeueAfter(settings.progress_interval)

@@ -30,7 +30,9 @@ class OperatorSettings(BaseModel):
     cluster_domain: str = Field(default="cluster.local", description="DNS suffix of Services")
     worker_image: str = Field(default="", description="image of apps that have a source and no image; empty: none")
     git_image: str = Field(default="", description="image with git and sh that fetches sources; empty: the app's own")
-    progress_interval: float = Field(default=10.0, gt=0, description="look again while ranks load")
+    progress_interval: float = Field(
+        default=10.0, gt=0, description="look again whether a name that somebody else has is free"
+    )
     replace_interval: float = Field(
         default=60.0, gt=0, description="with failurePolicy RecreatePod, a pod lives at least this long"
     )

@@ -99,7 +99,7 @@ async def test_a_name_that_is_taken(start: Start, cluster: KubeCluster, namespac
     """It belongs to an object without our label, which is not watched."""
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "sdxl", "namespace": namespace}}
     await cluster.apply({**service, "spec": {"ports": [{"port": 1}]}})
-    operator = await start(WATCH_NAMESPACES=namespace, RESYNC=0.5)
+    operator = await start(WATCH_NAMESPACES=namespace, PROGRESS_INTERVAL=0.2)
     await cluster.apply(app(namespace))
     await until(cluster, "DistributedApp", namespace, "sdxl", lambda raw: reason(raw) == "NameTaken")
     await operator.runs(3)
