@@ -23,8 +23,12 @@ _CONFIRMED: Final = 5.0
 _Place = tuple[str, str, str]
 
 
-class _Answer(msgspec.Struct):
-    kind: str = ""
+class _DeletedMeta(msgspec.Struct):
+    deletionTimestamp: str | None = None  # noqa: N815 - the API's own name
+
+
+class _Deleted(msgspec.Struct):
+    metadata: _DeletedMeta
 
 
 class _Owner(msgspec.Struct):
@@ -40,7 +44,7 @@ class _Owned(msgspec.Struct):
     metadata: _OwnedMeta
 
 
-_answer: Final = msgspec.json.Decoder(_Answer).decode
+_deleted: Final = msgspec.json.Decoder(_Deleted).decode
 _owned: Final = msgspec.json.Decoder(_Owned).decode
 
 
@@ -115,10 +119,11 @@ class CachedCluster:
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Delete an object if it has this uid; one that is gone already is no error."""
         answer = await self._kube.delete(kind, namespace, name, uid)
-        if answer is None or _answer(answer).kind == "Status":
-            self._store.deleted(kind, namespace, name, uid)
+        # What is gone at once is answered with a Status or with its last state, what ends in its own time with a time.
+        if answer is not None and _deleted(answer).metadata.deletionTimestamp:
+            self._store.written(kind, answer)
         else:
-            self._store.written(kind, answer)  # it ends in its own time
+            self._store.deleted(kind, namespace, name, uid)
 
     async def set_status(self, raw: Raw, status: Raw) -> None:
         """Write the status of ``raw``, if nobody has changed it since."""

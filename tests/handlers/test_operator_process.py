@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,3 +191,30 @@ async def test_an_api_server_that_restarts(server: EnvTest, start: Start, cluste
         async for _ in cluster.watch("Service", None, "", "1"):
             pass
     assert await operator.stop() == 0
+
+
+async def test_no_api_server(server: EnvTest, start: Start, tmp_path: Path) -> None:
+    """It lives, says that it has seen nothing yet, and ends when it is asked to."""
+    nowhere = tmp_path / "kubeconfig"
+    nowhere.write_text(server.kubeconfig.read_text().replace(server.url, "https://127.0.0.1:9"))
+    operator = await start(kubeconfig=nowhere)
+    await operator.says("cannot be listed")
+    assert [await operator.probe(path) for path in ("/healthz", "/readyz")] == [200, 503]
+    assert await operator.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [("WORKERS", "none", "DRUMLINE_OPERATOR_WORKERS"), ("BIND", "192.0.2.1:1", "cannot listen on 192.0.2.1:1")],
+)
+async def test_a_wrong_setting_ends_it(server: EnvTest, name: str, text: str, words: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "drumline_operator"),
+        env={**server.environment(), f"DRUMLINE_OPERATOR_{name}": text},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 2
+    assert words in said.decode()
+    assert len(said.splitlines()) == 1

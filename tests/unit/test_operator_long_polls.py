@@ -90,7 +90,7 @@ async def test_news_are_told_at_once_and_only_news() -> None:
         runner.change(step=7)  # nothing that is shown
         runner.change(state="ready", readyRanks=2)
         assert await news.next() == "u"
-        said = runners.said("u")
+        said = await runners.said("u")
         assert said is not None
         assert (said["state"], said["readyRanks"], "step" in said) == ("ready", 2, False)
         assert news.empty()
@@ -98,7 +98,7 @@ async def test_news_are_told_at_once_and_only_news() -> None:
         runner.change(state="restarting", restarts=1, lastFailure={"rank": 1, "reason": "Killed"})
         await news.next()
         runners.pod("u", None)
-        assert runners.said("u") is None
+        assert await runners.said("u") is None
 
 
 async def test_a_runner_that_does_not_wait_is_not_asked_all_the_time() -> None:
@@ -121,7 +121,7 @@ async def test_a_runner_that_goes_away_is_forgotten() -> None:
             runners.pod("u", pod(port))
             await news.next()
         await news.next()
-        assert runners.said("u") is None
+        assert await runners.said("u") is None
 
 
 async def test_a_pod_that_moves_is_asked_at_its_new_place() -> None:
@@ -131,11 +131,9 @@ async def test_a_pod_that_moves_is_asked_at_its_new_place() -> None:
         runners.pod("u", pod(first))
         await news.next()
         runners.pod("u", pod(first))
-        assert runners.said("u") is not None
+        assert await runners.said("u") is not None
         runners.pod("u", pod(second))
-        assert runners.said("u") is None
-        await news.next()
-        said = runners.said("u")
+        said = await runners.said("u")
         assert said is not None
         assert said["readyRanks"] == 1
         assert len(one.asked) <= 2
