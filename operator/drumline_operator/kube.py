@@ -158,8 +158,7 @@ class KubeCluster:
 
     async def page(self, kind: str, namespace: str | None, selector: str, token: str) -> Page:
         """Return one part of a list; of ConfigMaps only the metadata."""
-        accept = _METADATA_ONLY.get(kind, "").format("List") or _JSON
-        return await self._page(kind, namespace, selector, token, accept)
+        return await self._page(kind, namespace, selector, token, _METADATA_ONLY.get(kind, "").format("List") or _JSON)
 
     async def _page(self, kind: str, namespace: str | None, selector: str, token: str, accept: str) -> Page:
         query = {"limit": str(_PAGE), **({"labelSelector": selector} if selector else {})}

@@ -28,8 +28,6 @@ class Runner:
     def __init__(self) -> None:
         self.version, self.fields = 1, {"state": "starting", "worldSize": 2, "readyRanks": 0, "restarts": 0}
         self.asked: list[int | None] = []
-        self.asks: asyncio.Queue[int | None] = asyncio.Queue()
-        self.waits = True
         self._changed = asyncio.Event()
 
     def change(self, **fields: Any) -> None:
@@ -41,8 +39,7 @@ class Runner:
     async def readyz(self, request: web.Request) -> web.Response:
         since = request.query.get("since")
         self.asked.append(None if since is None else int(since))
-        self.asks.put_nowait(self.asked[-1])
-        if self.waits and self.asked[-1] == self.version:
+        if self.asked[-1] == self.version:
             await self._changed.wait()
         ready = self.fields["state"] == "ready"
         return web.json_response({**self.fields, "version": self.version}, status=200 if ready else 503)
@@ -51,12 +48,13 @@ class Runner:
     async def serving(self) -> AsyncIterator[int]:
         app = web.Application()
         app.add_routes([web.get("/readyz", self.readyz)])
-        served = web.AppRunner(app, shutdown_timeout=0)
+        served = web.AppRunner(app)
         await served.setup()
         await web.TCPSite(served, "127.0.0.1", 0).start()
         try:
             yield served.addresses[0][1]
         finally:
+            self.change()  # whoever waits is answered
             await served.cleanup()
 
 
@@ -101,17 +99,30 @@ async def test_news_are_told_at_once_and_only_news() -> None:
         assert await runners.said("u") is None
 
 
+class Hasty:
+    """Answers at once, whatever it is asked."""
+
+    def __init__(self) -> None:
+        self.asks: asyncio.Queue[int | None] = asyncio.Queue()
+
+    async def runner_news(self, address: str, port: int, since: int | None) -> dict[str, Any]:
+        self.asks.put_nowait(since)
+        return {"state": "ready", "version": 1}
+
+
 async def test_a_runner_that_does_not_wait_is_not_asked_all_the_time() -> None:
-    runner = Runner()
-    runner.waits = False
-    async with runner.serving() as port, asking(shortest=0.02) as (runners, news):
-        runners.pod("u", pod(port))
-        await news.next()
-        async with asyncio.timeout(4):
-            assert [await runner.asks.get() for _ in range(2)] == [None, 1]
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await runner.asks.get()
+    hasty = Hasty()
+    runners = Runners(hasty, lambda uid: None, shortest=0.5)
+    task = asyncio.create_task(runners.run())
+    await asyncio.sleep(0)
+    runners.pod("u", pod(1))
+    async with asyncio.timeout(4):
+        assert [await hasty.asks.get() for _ in range(2)] == [None, 1]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.8):
+            await hasty.asks.get()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_runner_that_goes_away_is_forgotten() -> None:
