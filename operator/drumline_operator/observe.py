@@ -119,7 +119,7 @@ def pod_view(raw: Raw) -> PodView:
     meta, spec, status = raw.get("metadata") or {}, raw.get("spec") or {}, raw.get("status") or {}
     conditions = {each.get("type"): each for each in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled") or {}
-    unbound = scheduled.get("status") == "False" and scheduled.get("reason") in {"Unschedulable", "SchedulingGated"}
+    unbound = scheduled.get("status") == "False"  # Unschedulable, SchedulingGated, SchedulerError
     containers = {
         each["name"]: _container(each)
         for key in ("initContainerStatuses", "containerStatuses")
@@ -135,7 +135,7 @@ def pod_view(raw: Raw) -> PodView:
         ready=(conditions.get("Ready") or {}).get("status") == "True",
         deleting=bool(meta.get("deletionTimestamp")),
         created=meta.get("creationTimestamp") or "",
-        unschedulable=(scheduled.get("message") or scheduled["reason"]) if unbound else "",
+        unschedulable=(scheduled.get("message") or scheduled.get("reason") or "no node yet") if unbound else "",
         reason=status.get("reason") or "",
         message=status.get("message") or "",
         worker=containers.get(WORKER_CONTAINER),

@@ -45,6 +45,7 @@ OUT_OF_MEMORY: Final = "OutOfMemory"
 RANK_FAILED: Final = "RankFailed"
 RANK_HUNG: Final = "RankHung"
 CRASH_LOOP: Final = "CrashLoop"
+CANNOT_START: Final = "ContainerCannotStart"
 WORKER_EXITED: Final = "WorkerExited"
 EVICTED: Final = "Evicted"
 DEADLINE: Final = "ProgressDeadlineExceeded"
@@ -68,6 +69,7 @@ CURES: Final = {
     OUT_OF_MEMORY: "raise spec.resources.limits.memory; /dev/shm counts, too",
     RANK_FAILED: "see status.lastFailure",
     RANK_HUNG: "see status.lastFailure, and spec.failurePolicy.hangTimeoutSeconds for slow steps",
+    CANNOT_START: "the image must have drumline: build it FROM drumline's worker image, and keep its entry point",
     CRASH_LOOP: "see status.lastFailure and `kubectl logs --previous`",
     WORKER_EXITED: "see status.lastFailure and `kubectl logs --previous`",
     EVICTED: "the node ran short of a resource: set spec.resources.requests",
@@ -110,6 +112,7 @@ MEANINGS: Final = {
     OUT_OF_MEMORY: "the kernel ended the worker container at its memory limit",
     RANK_FAILED: "a rank's process ended, or user code failed outside of a request; the group starts anew",
     RANK_HUNG: "a rank gave no sign of life for hangTimeoutSeconds; the group starts anew",
+    CANNOT_START: "the runtime cannot run the worker container's command",
     CRASH_LOOP: "the worker container ends again and again; Kubernetes waits longer each time",
     WORKER_EXITED: "the worker container ended with an error",
     EVICTED: "the node's kubelet removed the pod",

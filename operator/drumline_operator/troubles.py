@@ -22,6 +22,8 @@ _PULL: Final = {
     "SignatureValidationFailed",
 }
 _CONFIG: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+#: How the kubelet says that the runtime could not run the container's command at all.
+_CANNOT_START: Final = {"StartError", "ContainerCannotRun"}
 #: What drumline says about a workerClass that it cannot load; Python's own words begin with a capital letter.
 _CLASS: Final = re.compile(
     r"has no class|no module named|is not a subclass of drumline|ConfigurationError: cannot import"
@@ -90,6 +92,9 @@ def of_pod(pod: PodView, runner: RunnerView | None, machine: Machine | None, res
         return Trouble(reasons.GIT_FETCH_FAILED, f"{pod.name}: {end.message or f'git ended with {end.exit_code}'}")
     if pod.worker is not None and (end := pod.worker.failure):
         return _of_end(pod, pod.worker, end)
+    if pod.worker is not None and pod.worker.waiting == "CrashLoopBackOff":
+        words = f"{pod.name}: the worker container ends by itself, with 0 ({pod.worker.restarts} restarts)"
+        return Trouble(reasons.CRASH_LOOP, words)
     return _loading(pod, runner)
 
 
@@ -97,7 +102,8 @@ def _unscheduled(pod: PodView, machine: Machine | None, resource: str) -> Troubl
     if machine is not None and machine.warning:
         reason = reasons.NO_MACHINE if " has 0 nodes" in machine.warning else reasons.INSUFFICIENT_GPUS
         return Trouble(reason, f"{machine.warning}; the scheduler says: {pod.unschedulable}")
-    short = f"Insufficient {resource}" in pod.unschedulable
+    # Not one whose name only begins alike, such as nvidia.com/gpu.shared.
+    short = re.search(rf"Insufficient {re.escape(resource)}(?![\w/-]|\.\w)", pod.unschedulable)
     return Trouble(reasons.INSUFFICIENT_GPUS if short else reasons.UNSCHEDULABLE, f"{pod.name}: {pod.unschedulable}")
 
 
@@ -118,6 +124,8 @@ def _of_end(pod: PodView, worker: ContainerView, end: Ended) -> Trouble:
         return Trouble(reasons.CLASS_NOT_FOUND, words)
     if reason := _BY_ERROR.get(said.partition(":")[0]):
         return Trouble(reason, words)
+    if end.reason in _CANNOT_START:
+        return Trouble(reasons.CANNOT_START, words)
     if worker.waiting == "CrashLoopBackOff":
         return Trouble(reasons.CRASH_LOOP, f"{words} ({worker.restarts} restarts)")
     return Trouble(reasons.WORKER_EXITED, words)

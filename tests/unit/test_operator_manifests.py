@@ -222,6 +222,16 @@ def test_times_reach_the_pod() -> None:
     assert worker(built)["ports"] == [{"name": "http", "containerPort": 9000}]
 
 
+def test_the_container_that_fetches_code_fits_a_quota_and_the_pull_policy() -> None:
+    amounts = {"limits": {"memory": "8Gi"}, "requests": {"cpu": "1"}}
+    git = {"git": {"url": "https://x/y", "revision": "v1"}}
+    (fetch,) = pod.build(context(source=git, resources=amounts, imagePullPolicy="Never"))["spec"]["initContainers"]
+    assert (fetch["resources"], fetch["imagePullPolicy"]) == (amounts, "Never")
+    apart = OperatorSettings(git_image="git:1")
+    (fetch,) = pod.build(context(settings=apart, source=git, imagePullPolicy="Never"))["spec"]["initContainers"]
+    assert "imagePullPolicy" not in fetch  # it is about the app's image
+
+
 def test_suspended_apps_have_no_pods_but_keep_their_template() -> None:
     awake, asleep = deployment.build(context(replicas=3)), deployment.build(context(replicas=3, suspend=True))
     assert (awake["spec"]["replicas"], asleep["spec"]["replicas"]) == (3, 0)

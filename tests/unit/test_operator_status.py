@@ -185,6 +185,43 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "CrashLoop",
         "SIGSEGV (4 restarts)",
     ),
+    "crash without an error": (
+        {
+            "worker": {
+                **WAITING,
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": ended(0, "", "Completed"),
+            }
+        },
+        "RanksReady",
+        "CrashLoop",
+        "ends by itself, with 0 (4 restarts)",
+    ),
+    "no drumline in the image": (
+        {
+            "worker": {
+                **WAITING,
+                "state": {
+                    "waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s restarting failed container"}
+                },
+                "lastState": ended(
+                    128,
+                    "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create "
+                    'failed: unable to start container process: exec: "drumline": executable file not found in $PATH',
+                    "StartError",
+                ),
+            }
+        },
+        "RanksReady",
+        "ContainerCannotStart",
+        'exec: "drumline": executable file not found',
+    ),
+    "another kind of GPU": (
+        {"status": pending("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.shared.")},
+        "Scheduled",
+        "Unschedulable",
+        "gpu.shared",
+    ),
     "exit": ({"worker": {"state": ended(7)}}, "RanksReady", "WorkerExited", "exited with 7"),
     "eviction": (
         {"status": {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}},

@@ -225,9 +225,20 @@ def _fetch(context: Context, git: GitSource) -> dict[str, Any]:
     ]
     if git.secret_ref is not None:
         mounts.append({"name": "credentials", "mountPath": _CREDENTIALS, "readOnly": True})
+    own: dict[str, Any] = {}
+    if context.app.spec.image_pull_policy and not context.settings.git_image:
+        own["imagePullPolicy"] = (
+            context.app.spec.image_pull_policy
+        )  # else `:latest` is pulled, also where Never is asked for
+    limits, requests = context.app.spec.resources.limits, context.app.spec.resources.requests
+    if resources := {key: dict(each) for key, each in (("limits", limits), ("requests", requests)) if each}:
+        own["resources"] = (
+            resources  # a quota asks it of every container; init containers cost nothing beside the worker
+        )
     return {
         "name": SOURCE_CONTAINER,
         "image": context.settings.git_image or context.image,
+        **own,
         "command": ["sh", "-c", _FETCH],
         "env": [
             {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the pod's own
