@@ -205,7 +205,8 @@ class FaultProxy:
         async with self._session.request(request.method, url, data=body or None, headers=headers) as answer:
             if fault is None or isinstance(fault, Cut):
                 return await self._pass_on(request, answer, fault.bytes if isinstance(fault, Cut) else None)
-            await answer.read()  # it is done
+            if not request.query.get("watch"):
+                await answer.read()  # it is done; a watch never is
             if isinstance(fault, Act):
                 await fault.what()
             return _broken(request)
