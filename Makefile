@@ -100,6 +100,7 @@ bench-quick: setup ## The same, shorter and less exact
 
 bench-peers: setup ## The same work behind other servers, each in an environment of its own, beside ours
 	$(BIN)/python -m bench.peers $(ARGS)
+
 bench-operator: setup ## The operator on a real control plane with up to 1,000 apps, beside a plain client; saved as JSON
 	$(BIN)/python -m bench.operator $(ARGS)
 
