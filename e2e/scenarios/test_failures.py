@@ -159,4 +159,5 @@ def test_trouble_has_a_reason_and_a_cure(kube: Kube, name: str) -> None:
         failure = last_failure(app, rank=1)["status"]["lastFailure"]
         assert "RuntimeError: the weights are not there" in failure["message"]
     if name == "memory":
-        last_failure(app, reason="OOMKilled", signal="SIGKILL")
+        failure = last_failure(app, reason="OOMKilled")["status"]["lastFailure"]
+        assert "killed by SIGKILL" in failure["message"]
