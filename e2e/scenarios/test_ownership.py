@@ -29,8 +29,13 @@ def test_a_child_that_somebody_changes_is_repaired(kube: Kube, client: Client) -
         lambda item: item["spec"]["template"]["spec"]["containers"][0]["image"] == image,
         "the image is back",
     )
-    kube("patch", "service/drifts", "--type=json", '--patch=[{"op":"replace","path":"/spec/ports/0/port","value":9}]')
-    kube.until("service", "drifts", lambda item: item["spec"]["ports"][0]["port"] == 8080, "the port is back")
+    kube.patch("service", "drifts", {"spec": {"selector": {"drumline.dev/app": "else"}}})
+    kube.until(
+        "service",
+        "drifts",
+        lambda item: item["spec"]["selector"]["drumline.dev/app"] == "drifts",
+        "it leads to its pods",
+    )
     for kind in ("service", "pdb"):
         uid = kube.get(kind, "drifts")["metadata"]["uid"]
         kube("delete", kind, "drifts")

@@ -67,7 +67,7 @@ def test_code_from_git(kube: Kube, client: Client, repository: Repository) -> No
     first = repository.commit("apps/says.py", SAYS.format(word="one"))
     second = repository.commit("apps/says.py", SAYS.format(word="two"))
     git = {"url": repository.url, "revision": "main", "path": "apps"}
-    app = App(kube, apps.app("git", workerClass="says:Says", source={"git": git}))
+    app = App(kube, apps.app("fetched", workerClass="says:Says", source={"git": git}))
     app.ready()
     assert client.call(app.url, {}).body == {"word": "two", "folder": "apps"}
     for revision in (first, second[:10]):
