@@ -24,7 +24,7 @@ setup: ## Create or refresh .venv from requirements.lock (done by every other ta
 demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, save the images
 	$(PYTHON_HERE) examples/parallel_sdxl/demo.py $(ARGS)
 
-test: lint types layers unit chart handlers contract process strategies ## Everything that CI checks
+test: lint types layers unit chart handlers contract process strategies scenarios ## Everything that CI checks
 
 lint: setup ## Style and common mistakes (ruff), and whether what is generated is up to date
 	$(BIN)/ruff check .

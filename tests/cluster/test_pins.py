@@ -98,6 +98,7 @@ def test_the_linker_gets_the_version() -> None:
 
 
 def test_the_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("E2E_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert Store().program("etcd").is_relative_to(tmp_path / "drumline" / "cluster")
     monkeypatch.delenv("XDG_CACHE_HOME")
