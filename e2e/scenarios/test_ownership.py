@@ -36,6 +36,16 @@ def test_a_child_that_somebody_changes_is_repaired(kube: Kube, client: Client) -
         lambda item: item["spec"]["selector"]["drumline.dev/app"] == "drifts",
         "it leads to its pods",
     )
+    # Apply alone would put the wanted port beside this one, and both have the same name.
+    kube(
+        "patch", "service", "drifts", "--type=json", '--patch=[{"op":"replace","path":"/spec/ports/0/port","value":9}]'
+    )
+    kube.until(
+        "service",
+        "drifts",
+        lambda item: [port["port"] for port in item["spec"]["ports"]] == [8080],
+        "its port is back",
+    )
     for kind in ("service", "pdb"):
         uid = kube.get(kind, "drifts")["metadata"]["uid"]
         kube("delete", kind, "drifts")

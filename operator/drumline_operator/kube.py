@@ -24,10 +24,12 @@ from kubernetes.aio.client.rest import RESTClientObject
 
 from drumline.api.v1alpha1 import GROUP
 from drumline.errors import ConfigurationError
-from drumline_operator.cluster import ClusterError, Conflict, Expired, Forbidden, Raw, Refused, Throttled, Unavailable
+from drumline_operator import answers
+from drumline_operator.cluster import Raw, Refused, Unavailable
 from drumline_operator.manifests.names import FIELD_MANAGER
 from drumline_operator.reflector import Page, Watched
 from drumline_operator.runner_client import RunnerClient
+from drumline_operator.takeover import take_over
 
 
 class Resource(NamedTuple):
@@ -58,6 +60,7 @@ RESOURCES: Final = {
 }
 _PAGE: Final = 500
 _APPLY: Final = "application/apply-patch+yaml"
+_JSON_PATCH: Final = "application/json-patch+json"
 #: Kubernetes' own limit of an event's message.
 _EVENT_LIMIT: Final = 1024
 #: An API server ends a watch after this many seconds, a little differently each time, and is silent for at most a
@@ -67,36 +70,6 @@ _SILENCE: Final = 75.0
 _JSON: Final = "application/json"
 #: Of these only the metadata is asked for: their content is read when it matters.
 _METADATA_ONLY: Final = {"ConfigMap": "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"}
-
-
-class _ListMeta(msgspec.Struct):
-    resourceVersion: str = ""  # noqa: N815 - the API's own names
-    continue_: str = msgspec.field(default="", name="continue")
-
-
-class _List(msgspec.Struct):
-    metadata: _ListMeta
-    items: list[msgspec.Raw] | None = None
-
-
-class _Version(msgspec.Struct):
-    resourceVersion: str = ""  # noqa: N815
-
-
-class _Versioned(msgspec.Struct):
-    metadata: _Version = msgspec.field(default_factory=_Version)
-    code: int = 0
-    message: str = ""
-
-
-class _Line(msgspec.Struct):
-    type: str
-    object: msgspec.Raw
-
-
-_list: Final = msgspec.json.Decoder(_List).decode
-_versioned: Final = msgspec.json.Decoder(_Versioned).decode
-_line: Final = msgspec.json.Decoder(_Line).decode
 
 
 class KubeCluster:
@@ -165,7 +138,7 @@ class KubeCluster:
         if token:
             query["continue"] = token
         data = await self._call("GET", RESOURCES[kind].path(namespace), query, accept=accept)
-        found = _list(data)
+        found = answers.listed(data)
         return Page(found.items or (), found.metadata.resourceVersion, found.metadata.continue_)
 
     async def watch(self, kind: str, namespace: str | None, selector: str, version: str) -> AsyncIterator[Watched]:
@@ -185,22 +158,40 @@ class KubeCluster:
                 f"{self._host}{path}?{urlencode(query)}", headers=await self._headers(accept), timeout=limits
             ) as answer:
                 if answer.status != 200:
-                    raise _error(answer.status, f"watch {path}", await answer.read(), answer.headers)
+                    raise answers.error(answer.status, f"watch {path}", await answer.read(), answer.headers)
                 rest = b""
                 async for chunk in answer.content.iter_any():
                     *lines, rest = (rest + chunk).split(b"\n")
                     for text in lines:
                         if text.strip():
-                            yield _event(text, path)
+                            yield answers.event(text, path)
         except (TimeoutError, aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
             raise Unavailable(f"watch {path}: {type(error).__name__}: {error}") from None
 
     async def apply(self, manifest: Raw) -> bytes:
-        """Make an object be like ``manifest``; return it as it then is."""
+        """Make an object be like ``manifest``; return it as it then is. Of a child, what others have changed gives way.
+
+        Raises:
+            Refused: the API server does not take ``manifest``.
+        """
+        try:
+            return await self._apply(manifest)
+        except Refused as refusal:
+            await take_over(self, manifest, refusal)
+            return await self._apply(manifest)
+
+    async def _apply(self, manifest: Raw) -> bytes:
         meta = manifest["metadata"]
         path = RESOURCES[manifest["kind"]].path(meta.get("namespace"), meta["name"])
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return bytes(await self._call("PATCH", path, query, manifest, _APPLY))
+
+    async def patch(self, kind: str, namespace: str | None, name: str, operations: Sequence[Raw]) -> Raw:
+        """Change an object by a JSON patch; return it as it then is."""
+        path = RESOURCES[kind].path(namespace, name)
+        answer = await self._call("PATCH", path, {"fieldManager": FIELD_MANAGER}, operations, _JSON_PATCH)
+        found: Raw = json.loads(answer)
+        return found
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> bytes | None:
         """Delete an object if it has this uid; one that is gone already is no error.
@@ -290,7 +281,7 @@ class KubeCluster:
         method: str,
         path: str,
         query: Mapping[str, str] | None = None,
-        body: Raw | None = None,
+        body: Raw | Sequence[Raw] | None = None,
         content_type: str = _JSON,
         *,
         accept: str = _JSON,
@@ -316,7 +307,7 @@ class KubeCluster:
             return data
         if answer.status == 404 and missing is not ...:
             return missing
-        raise _error(answer.status, f"{method} {path}", data, answer.headers)
+        raise answers.error(answer.status, f"{method} {path}", data, answer.headers)
 
 
 async def configured(kubeconfig: Path | None = None) -> Configuration:
@@ -366,35 +357,3 @@ def _proxy(url: str) -> str | None:
     """Return the proxy that the environment names for ``url``, or None."""
     scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
     return None if proxy_bypass(host or "") else getproxies().get(scheme)
-
-
-def _event(text: bytes, path: str) -> Watched:
-    line = _line(text)
-    known = _versioned(line.object)
-    if line.type == "ERROR":
-        if known.code == 410:
-            raise Expired(f"watch {path}: {known.message}")
-        raise Unavailable(f"watch {path}: {known.message or known.code}")
-    return Watched(line.type, line.object, known.metadata.resourceVersion)
-
-
-def _error(status: int, call: str, data: bytes, headers: Mapping[str, str]) -> ClusterError:
-    """The answer of an API server as an error of the port."""
-    try:
-        said = json.loads(data).get("message") or ""
-    except (ValueError, AttributeError):
-        said = data.decode("utf-8", "replace")[:500]
-    words = f"{call}: {said or status}"
-    if status in {404, 409}:
-        return Conflict(words)
-    if status in {401, 403}:
-        return Forbidden(words)
-    if status == 410:
-        return Expired(words)
-    if status == 429:
-        after = headers.get("Retry-After", "1")
-        return Throttled(words, float(after) if after.isdigit() else 1.0)
-    # The API server calls a manifest whose fields have the wrong type an error of its own.
-    if status in {400, 413, 415, 422} or (status == 500 and "failed to create typed patch object" in said):
-        return Refused(said or words)
-    return Unavailable(words)

@@ -87,6 +87,119 @@ async def test_drift_is_repaired_and_told(cluster: KubeCluster) -> None:
     assert await cluster.get("Service", "default", "drift")
 
 
+async def patched(cluster: KubeCluster, kind: str, name: str, *operations: dict[str, Any]) -> None:
+    """What somebody does with `kubectl patch --type=json`."""
+    path, somebody = RESOURCES[kind].path("default", name), {"fieldManager": "kubectl-patch"}
+    await cluster._call("PATCH", path, somebody, operations, "application/json-patch+json")
+
+
+PORT = "/spec/ports/0"
+POD = "/spec/template/spec"
+WORKER = f"{POD}/containers/0"
+DRIFTS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "port": ("Service", [{"op": "replace", "path": f"{PORT}/port", "value": 9}]),
+    "port name": ("Service", [{"op": "replace", "path": f"{PORT}/name", "value": "web"}]),
+    "protocol": ("Service", [{"op": "replace", "path": f"{PORT}/protocol", "value": "UDP"}]),
+    "target port": ("Service", [{"op": "replace", "path": f"{PORT}/targetPort", "value": 9}]),
+    "port of another name beside another port": (
+        "Service",
+        [
+            {"op": "replace", "path": f"{PORT}/port", "value": 9},
+            {"op": "add", "path": "/spec/ports/-", "value": {"name": "more", "port": 10}},
+        ],
+    ),
+    "container port": ("Deployment", [{"op": "replace", "path": f"{WORKER}/ports/0/containerPort", "value": 9}]),
+    "probe": (
+        "Deployment",
+        [{"op": "replace", "path": f"{WORKER}/readinessProbe", "value": {"exec": {"command": ["true"]}}}],
+    ),
+    "volume": (
+        "Deployment",
+        [{"op": "replace", "path": f"{POD}/volumes/2", "value": {"name": "shm", "hostPath": {"path": "/"}}}],
+    ),
+    "selector of pods": ("PodDisruptionBudget", [{"op": "replace", "path": "/spec/selector", "value": {}}]),
+}
+
+
+@pytest.mark.parametrize("drift", DRIFTS)
+async def test_what_somebody_changed_so_that_both_do_not_fit_is_replaced(cluster: KubeCluster, drift: str) -> None:
+    """A server-side apply alone would put ours beside theirs, and be refused for ever."""
+    name = f"fits-{sorted(DRIFTS).index(drift)}"
+    kind, operations = DRIFTS[drift]
+    await cluster.apply(app(name))
+    await run(cluster, name)
+    before = await cluster.get(kind, "default", name)
+    assert before is not None
+    label = {"op": "add", "path": "/metadata/labels/theirs", "value": "stays"}
+    await patched(cluster, kind, name, label, *operations)
+    await run(cluster, name)
+    live = await cluster.get(kind, "default", name)
+    assert live is not None
+    assert live["spec"] == before["spec"]
+    assert live["metadata"]["uid"] == before["metadata"]["uid"]
+    assert live["metadata"]["labels"]["theirs"] == "stays"
+    assert ready(await cluster.get("DistributedApp", "default", name))["reason"] == "Starting"
+    assert (await run(cluster, name)).actions == 0
+    ours = [each["operation"] for each in live["metadata"]["managedFields"] if each["manager"] == "drumline-operator"]
+    assert ours == ["Apply"]  # else what an apply leaves out later would stay
+
+
+async def test_a_port_that_somebody_adds_is_theirs(cluster: KubeCluster) -> None:
+    await cluster.apply(app("added"))
+    await run(cluster, "added")
+    extra = {"name": "more", "port": 9, "protocol": "TCP", "targetPort": 9}
+    await patched(cluster, "Service", "added", {"op": "add", "path": "/spec/ports/-", "value": extra})
+    assert (await run(cluster, "added")).actions == 0
+    await cluster.apply(app("added", serving={"port": 9000}))
+    await run(cluster, "added")
+    live = await cluster.get("Service", "default", "added")
+    assert live is not None
+    assert {each["name"]: each["port"] for each in live["spec"]["ports"]} == {"http": 9000, "more": 9}
+
+
+async def test_what_a_repair_has_set_goes_when_the_app_drops_it(cluster: KubeCluster) -> None:
+    await cluster.apply(app("drops", env=[{"name": "A", "value": "1"}]))
+    await run(cluster, "drops")
+    port = {"op": "replace", "path": f"{WORKER}/ports/0/containerPort", "value": 9}
+    await patched(cluster, "Deployment", "drops", port)
+    await run(cluster, "drops")
+    await cluster.apply(app("drops"))
+    await run(cluster, "drops")
+    live = await cluster.get("Deployment", "default", "drops")
+    assert live is not None
+    worker = live["spec"]["template"]["spec"]["containers"][0]
+    assert "A" not in {each["name"] for each in worker["env"]}
+
+
+async def test_a_spec_that_no_server_takes_is_told_beside_a_child_that_runs(cluster: KubeCluster) -> None:
+    """What the spec is to blame for is still the spec's fault when its child exists; the child stays as it is."""
+    await cluster.apply(app("worse"))
+    await run(cluster, "worse")
+    before = await cluster.get("Deployment", "default", "worse")
+    await cluster.apply(app("worse", podTemplate={"spec": {"priority": "high"}}))
+    with pytest.raises(Refused):
+        await run(cluster, "worse")
+    assert ready(await cluster.get("DistributedApp", "default", "worse"))["reason"] == "RefusedByServer"
+    assert await cluster.get("Deployment", "default", "worse") == before
+
+
+async def test_a_child_of_somebody_else_is_not_taken_over(cluster: KubeCluster) -> None:
+    await cluster.apply(app("ours"))
+    await run(cluster, "ours")
+    ours = await cluster.get("Service", "default", "ours")
+    assert ours is not None
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "else", "uid": "0", "controller": True}
+    theirs = {"name": "theirs", "namespace": "default", "ownerReferences": [owner]}
+    port = {"name": "http", "port": 9}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": theirs, "spec": {"ports": [port]}}
+    before = await cluster.create(service)
+    same = {key: ours[key] for key in ("apiVersion", "kind")}
+    meta = {"name": "theirs", "namespace": "default", "ownerReferences": ours["metadata"]["ownerReferences"]}
+    with pytest.raises(Refused):
+        await cluster.apply({**same, "metadata": meta, "spec": {"ports": [{"name": "http", "port": 8080}]}})
+    assert await cluster.get("Service", "default", "theirs") == before
+
+
 async def test_a_name_that_is_taken_is_left_alone(cluster: KubeCluster) -> None:
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "taken", "namespace": "default"}}
     await cluster.apply({**service, "spec": {"ports": [{"port": 1}]}})
