@@ -161,3 +161,5 @@ def test_trouble_has_a_reason_and_a_cure(kube: Kube, name: str) -> None:
     if name == "memory":
         failure = last_failure(app, reason="OOMKilled")["status"]["lastFailure"]
         assert "killed by SIGKILL" in failure["message"]
+        assert failure["signal"] == "SIGKILL"
+        assert "rank" in failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,14 +15,24 @@ Raw = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class RankEnd:
+    """The rank that a container's end comes from, as the last line of the termination message has it."""
+
+    rank: int
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True)
 class Ended:
-    """A container that ended. ``at`` is RFC 3339 text."""
+    """A container that ended. ``at`` is RFC 3339 text; ``rank`` is what the runner said about the rank to blame."""
 
     exit_code: int
     reason: str = ""
     signal: int | None = None
     message: str = ""
     at: str | None = None
+    rank: RankEnd | None = None
 
 
 @dataclass(frozen=True)
@@ -161,13 +172,28 @@ def _container(raw: Raw) -> ContainerView:
 def _ended(raw: Raw | None) -> Ended | None:
     if not raw:
         return None
+    message, rank = _rank_end((raw.get("message") or "").strip())
     return Ended(
         exit_code=int(raw.get("exitCode") or 0),
         reason=raw.get("reason") or "",
         signal=raw.get("signal") or None,
-        message=(raw.get("message") or "").strip(),
+        message=message,
         at=raw.get("finishedAt"),
+        rank=rank,
     )
+
+
+def _rank_end(text: str) -> tuple[str, RankEnd | None]:
+    """Return what a termination message has for people, and for programs; any program may have written it."""
+    words, _, last = text.rpartition("\n")
+    try:
+        facts = json.loads(last)
+    except ValueError:
+        return text, None
+    if not isinstance(facts, dict) or type(facts.get("rank")) is not int:
+        return text, None
+    code, number = (found if type(found := facts.get(key)) is int else None for key in ("exitCode", "signal"))
+    return words.strip(), RankEnd(facts["rank"], code, number)
 
 
 def pod_views(raws: Sequence[Raw]) -> tuple[PodView, ...]:

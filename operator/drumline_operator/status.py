@@ -282,7 +282,8 @@ def _container_failures(pods: Sequence[PodView]) -> list[LastFailure]:
     return [
         LastFailure(
             pod_name=pod.name,
-            exit_code=end.exit_code,
+            rank=end.rank.rank if end.rank else None,
+            exit_code=troubles.exit_code(end),
             signal=troubles.signal_name(end),
             reason=end.reason or "Error",
             message=_shortened(end.message or troubles.how(end)),

@@ -119,7 +119,8 @@ def _of_end(pod: PodView, worker: ContainerView, end: Ended) -> Trouble:
     said = end.message.splitlines()[0] if end.message else ""
     words = f"{pod.name}: {said or how(end)}"
     if end.reason == "OOMKilled":
-        return Trouble(reasons.OUT_OF_MEMORY, f"{pod.name}: the worker container used more memory than its limit")
+        words = f"{pod.name}: the worker container used more memory than its limit"
+        return Trouble(reasons.OUT_OF_MEMORY, f"{words}; {said}" if end.rank is not None else words)
     if _CLASS.search(said):
         return Trouble(reasons.CLASS_NOT_FOUND, words)
     if reason := _BY_ERROR.get(said.partition(":")[0]):
@@ -162,9 +163,17 @@ def how(end: Ended) -> str:
 
 
 def signal_name(end: Ended) -> str | None:
-    """Return the name of the signal that ended a container, also where only the exit code tells it."""
+    """Return the name of the signal that ended a rank or its container, also where only the exit code tells it."""
+    if end.rank is not None and end.rank.signal is not None:
+        return name_of_signal(end.rank.signal)
     number = end.signal or (end.exit_code - 128 if end.exit_code > 128 else 0)
     return name_of_signal(number)
+
+
+def exit_code(end: Ended) -> int | None:
+    """Return the exit code of the rank to blame, else the container's; None when a signal ended the rank."""
+    rank = end.rank
+    return rank.exit_code if rank is not None and (rank.signal, rank.exit_code) != (None, None) else end.exit_code
 
 
 def name_of_signal(number: int | None) -> str | None:

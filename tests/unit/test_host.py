@@ -1,10 +1,14 @@
 """Promises of GPUs, and what is left behind for Kubernetes to show."""
 
+import json
+
+import msgspec
 import pytest
 
 from drumline import gpus, host
 from drumline.contract import RunnerSettings
-from drumline.errors import ConfigurationError, RankLost, SetupFailed
+from drumline.errors import ConfigurationError, NotReady, RankLost, SetupFailed
+from drumline.runner.status import failure_status
 
 TWO = tuple(gpus.Gpu(n, "H200", 139 << 30, f"GPU-{n}a") for n in range(2))
 
@@ -81,7 +85,23 @@ def test_the_reason_is_left_for_kubernetes(tmp_path):
     log.touch()
     error = SetupFailed("no weights", rank=1, exception_type="OSError", remote_traceback="Traceback\n  here")
     assert host.write_termination_log(error, log)
-    assert log.read_text() == "SetupFailed: rank 1: OSError: no weights\nTraceback\n  here"
+    assert log.read_text() == (
+        'SetupFailed: rank 1: OSError: no weights\nTraceback\n  here\n{"reason": "SetupFailed", "rank": 1}'
+    )
+
+
+def test_the_rank_to_blame_is_left_for_programs(tmp_path):
+    log = tmp_path / "termination-log"
+    log.touch()
+    lost = RankLost(1, signal=9)
+    seen = msgspec.to_builtins(failure_status(lost, 1.0))
+    for error in (lost, NotReady("the group failed", failure=seen)):
+        host.write_termination_log(error, log)
+        facts = json.loads(log.read_text().splitlines()[-1])
+        assert (facts["rank"], facts["signal"]) == (1, 9)
+        assert "exitCode" not in facts
+    host.write_termination_log(ConfigurationError("no such class"), log)
+    assert log.read_text() == "ConfigurationError: no such class"
 
 
 def test_a_long_reason_keeps_both_ends(tmp_path):
@@ -91,7 +111,7 @@ def test_a_long_reason_keeps_both_ends(tmp_path):
     data = log.read_bytes()
     assert len(data) <= 4096
     assert data.startswith(b"SetupFailed: rank 0: xxx")
-    assert data.endswith(b"end")
+    assert data.endswith(b'end\n{"reason": "SetupFailed", "rank": 0}')
 
 
 def test_no_stray_file_is_made(tmp_path):

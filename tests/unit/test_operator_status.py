@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drumline.api.status import APP_CONDITIONS
+from drumline.errors import ConfigurationError, DrumlineError, NotReady, RankLost, SetupFailed
+from drumline.host import write_termination_log
 from drumline_operator import reasons
 from drumline_operator.actions import Action, Apply, Delete, Event, RequeueAfter, SetStatus
 from drumline_operator.machine_status import machine_status
@@ -318,6 +321,46 @@ def test_the_last_failure_of_a_rank(kind: str, reason: str) -> None:
         "message": "rank 1 is gone",
         "time": "2026-01-01T12:00:00Z",
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "code", "name"),
+    [
+        (NotReady("the group failed", failure={"reason": "Killed", "rank": 1, "signal": 9}), 1, None, "SIGKILL"),
+        (RankLost(1, exit_code=3), 1, 3, None),
+        (SetupFailed("no weights", rank=1, remote_traceback="Traceback"), 1, 1, None),
+        (ConfigurationError("no such class"), None, 1, None),
+    ],
+)
+def test_the_rank_to_blame_is_in_the_termination_message(
+    tmp_path: Path, error: DrumlineError, rank: int | None, code: int | None, name: str | None
+) -> None:
+    """As the worker leaves it, and the kubelet shows it when the kernel has ended a rank."""
+    log = tmp_path / "log"
+    log.touch()
+    write_termination_log(error, log)
+    raw = app()
+    status = judge(raw, pod(raw, worker={"lastState": ended(1, log.read_text(), "OOMKilled")}))
+    failure = status["lastFailure"]
+    assert failure["reason"] == "OOMKilled"
+    assert (failure.get("rank"), failure.get("exitCode"), failure.get("signal")) == (rank, code, name)
+    assert failure["message"].startswith(f"{type(error).__name__}: ")
+    assert "{" not in failure["message"]
+    assert conditions(status)["Ready"]["reason"] == "OutOfMemory"
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "1", '["x"]', '{"rank": "one"}', '{"rank": true}', "words\n{", '{"rank": null}']
+)
+def test_a_termination_message_that_is_not_ours_stays_as_it_is(text: str) -> None:
+    raw = app()
+    failure = judge(raw, pod(raw, worker={"state": ended(137, text)}))["lastFailure"]
+    assert (failure["message"], failure["exitCode"], failure["signal"], failure.get("rank")) == (
+        text,
+        137,
+        "SIGKILL",
+        None,
+    )
 
 
 def test_the_last_failure_of_a_container_outlives_the_pod() -> None:

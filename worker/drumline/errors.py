@@ -77,11 +77,20 @@ class NotReady(DrumlineError):
     Attributes:
         state: the runner's state (``starting``, ``restarting``, ``failed``, ...).
         retry_after: seconds after which a new try makes sense, or None when it makes none.
+        failure: the ``lastFailure`` of ``/status`` that it comes from, or None.
     """
 
-    def __init__(self, message: str, *, state: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        state: str = "",
+        retry_after: float | None = None,
+        failure: dict[str, Any] | None = None,
+    ) -> None:
         self.state = state
         self.retry_after = retry_after
+        self.failure = failure
         super().__init__(message)
 
 

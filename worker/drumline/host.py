@@ -6,6 +6,7 @@ model belong to the ranks.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from drumline import gpus, scan, targets
 from drumline.app_kind import kind_of
 from drumline.contract import RunnerSettings
-from drumline.errors import ConfigurationError, DrumlineError, SetupFailed
+from drumline.errors import ConfigurationError, DrumlineError, NotReady, SetupFailed
 
 if TYPE_CHECKING:
     from drumline.app import App
@@ -137,6 +138,9 @@ def _check_promise(promised: int, driver: gpus.Driver) -> None:
 def write_termination_log(error: BaseException, path: str | os.PathLike[str]) -> bool:
     """Leave the reason of the end where Kubernetes picks it up; False when there is no such file to write.
 
+    The first line is for people. Where a rank is to blame, the last line is a JSON object with ``reason``, ``rank``, and, as
+    far as they are known, ``exitCode`` and ``signal`` (a number), as in ``lastFailure`` of ``/status``.
+
     Args:
         error: what went wrong.
         path: the file; it must exist, as it does in a pod, so that no stray file appears elsewhere.
@@ -144,10 +148,12 @@ def write_termination_log(error: BaseException, path: str | os.PathLike[str]) ->
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, SetupFailed) and error.remote_traceback:
         text += f"\n{error.remote_traceback}"
-    data = text.encode("utf-8", "replace")
-    if len(data) > _LONGEST_MESSAGE:
-        half = _LONGEST_MESSAGE // 2 - 8
+    data, facts = text.encode("utf-8", "replace"), _facts(error)
+    room = _LONGEST_MESSAGE - len(facts)
+    if len(data) > room:
+        half = room // 2 - 8
         data = data[:half] + b"\n[...]\n" + data[-half:]
+    data += facts
     file = Path(path)
     if not file.is_file():
         return False
@@ -157,6 +163,20 @@ def write_termination_log(error: BaseException, path: str | os.PathLike[str]) ->
         log.warning("cannot write %s: %s", file, failed.strerror)
         return False
     return True
+
+
+def _facts(error: BaseException) -> bytes:
+    found: dict[str, Any] = {
+        "reason": type(error).__name__,
+        "rank": getattr(error, "rank", None),
+        "exitCode": getattr(error, "exit_code", None),
+        "signal": getattr(error, "signal", None),
+    }
+    if isinstance(error, NotReady) and error.failure is not None:
+        found = {key: error.failure.get(key) for key in found}
+    if found["rank"] is None:
+        return b""
+    return b"\n" + json.dumps({key: value for key, value in found.items() if value is not None}).encode()
 
 
 def failure_of(error: BaseException) -> DrumlineError:

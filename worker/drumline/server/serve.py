@@ -197,7 +197,8 @@ class _Life:
         failure = self._service.board.status()["lastFailure"]
         text = failure["message"] if failure else "no reason is known"
         log.error("the group failed and may not be restarted any more: %s", text)
-        return NotReady(f"the group failed and may not be restarted any more: {text}", state="failed")
+        words = f"the group failed and may not be restarted any more: {text}"
+        return NotReady(words, state="failed", failure=failure)
 
     async def _drain(self) -> None:
         service, settings = self._service, self._settings
