@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 KINDS: Final = {"distributedapps": "DistributedApp", "machinetypes": "MachineType"}
 #: Seconds between two starts of kopf after it has ended by itself, and for its end when it is asked to.
 _BASE, _LONGEST, _STOP = 0.5, 30.0, 3.0
+#: Seconds: longer than kopf tries a call again before it gives up.
+_SETTLED: Final = 30.0
 
 Sink = Callable[[str, str, Mapping[str, Any]], None]
 Login = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -35,34 +37,56 @@ class Watch:
         sink: gets kind, type of event (ADDED, MODIFIED, DELETED; None for what a list shows) and object, in the event loop
             that :meth:`run` runs in.
         namespaces: where apps are watched; empty: everywhere.
+        settled: seconds after which kopf runs well if it has not ended.
     """
 
-    def __init__(self, login: Login, sink: Sink, namespaces: Sequence[str] = ()) -> None:
-        self._login, self._sink, self._namespaces = login, sink, tuple(namespaces)
+    def __init__(self, login: Login, sink: Sink, namespaces: Sequence[str] = (), *, settled: float = _SETTLED) -> None:
+        self._login, self._sink, self._namespaces, self._settled = login, sink, tuple(namespaces), settled
+        self._why = ""
+        self._failures = 0
+
+    def wrong(self) -> list[str]:
+        """Return what is wrong: kopf ends again and again, so that apps are not seen. Once is no trouble yet."""
+        return [f"kopf ends again and again: {self._why}"] if self._failures > 1 else []
 
     async def run(self) -> None:
         """Run kopf, and start it again when it ends."""
         loop = asyncio.get_running_loop()
-        failures = 0
         while True:
-            began, ended, stop = loop.time(), asyncio.Event(), threading.Event()
+            ended, stop = asyncio.Event(), threading.Event()
             thread = threading.Thread(target=self._thread, args=(loop, ended, stop), name="kopf", daemon=True)
             thread.start()
             try:
-                await ended.wait()
+                await self._end(ended)
             finally:
                 stop.set()
                 if not ended.is_set():
                     # Bounded: the thread is a daemon, and has nothing that could be lost.
                     await asyncio.wait([asyncio.ensure_future(ended.wait())], timeout=_STOP)
-            failures = 0 if loop.time() - began > _LONGEST else failures + 1
-            await asyncio.sleep(min(_LONGEST, _BASE * 2.0 ** min(failures, 16)))
+            self._failures += 1
+            log.log(
+                logging.ERROR if self._failures > 1 else logging.WARNING,
+                "kopf ended and is started again (%d times in a row): %s",
+                *(self._failures, self._why),
+            )
+            await asyncio.sleep(min(_LONGEST, _BASE * 2.0 ** min(self._failures, 16)))
+
+    async def _end(self, ended: asyncio.Event) -> None:
+        try:
+            async with asyncio.timeout(self._settled):
+                await ended.wait()
+        except TimeoutError:
+            if self._failures:
+                log.info("kopf runs again")
+            self._failures = 0
+            await ended.wait()
 
     def _thread(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Event, stop: threading.Event) -> None:
+        self._why = "it says nothing"
         try:
             asyncio.run(self._kopf(loop, stop))
         except Exception as error:
-            log.warning("kopf ended and is started again: %s: %s", type(error).__name__, error)
+            self._why = f"{type(error).__name__}: {error}"
         finally:
             _tell(loop, ended.set)
 

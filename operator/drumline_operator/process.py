@@ -53,6 +53,7 @@ class Process:
         self._kube = KubeCluster(timeout=process.request_timeout, wrote=self._metrics.wrote)
         self._http = RunnerClient()
         self._watches = Watches(self._kube, self._store, process.watch_namespaces, nodes=process.watch_nodes)
+        self._watch = Watch(credentials, self._seen, process.watch_namespaces)
         self._runners = Runners(self._http, self._news)
         self._cluster = CachedCluster(
             self._kube,
@@ -70,7 +71,7 @@ class Process:
         Raises:
             ConfigurationError: there is no API server to be found, or the port cannot be used.
         """
-        health = Health(alive=list, ready=self._watches.missing)
+        health = Health(alive=list, ready=lambda: [*self._watches.missing(), *self._watch.wrong()])
         serve = serving(self._settings.address, health, self._metrics.registry)
         async with self._kube, self._http, serve as port:
             log.info("drumline-operator %s serves port %d", self._operator.version, port)
@@ -87,9 +88,8 @@ class Process:
 
     async def _watch_apps(self) -> None:
         await self._watches.list_custom()
-        watch = Watch(credentials, self._seen, self._settings.watch_namespaces)
         async with asyncio.TaskGroup() as group:
-            group.create_task(watch.run(), name="kopf")
+            group.create_task(self._watch.run(), name="kopf")
             while True:
                 await asyncio.sleep(self._settings.relist)
                 await self._watches.list_custom()

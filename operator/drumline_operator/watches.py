@@ -74,7 +74,7 @@ class Watches:
         """Whether ConfigMaps of a namespace are watched, and have been seen."""
         assert kind == "ConfigMap"
         found = self._sources.get(namespace)
-        return found is not None and found[0].synced.is_set()
+        return found is not None and found[0].synced.is_set() and not found[0].forbidden
 
     def refused(self, kind: str) -> bool:
         """Whether the API server does not show a kind, or nobody wants to see it."""
@@ -90,7 +90,7 @@ class Watches:
             task.cancel()
             self._store.forget("ConfigMap", namespace)
         for namespace in wanted - self._sources.keys():
-            reflector = Reflector(self._source, self._store, "ConfigMap", namespace)
+            reflector = Reflector(self._source, self._store, "ConfigMap", namespace, optional=True)
             task = self._group.create_task(reflector.run(), name=f"watch ConfigMap {namespace}")
             self._sources[namespace] = reflector, task
 

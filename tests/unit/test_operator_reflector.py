@@ -13,6 +13,7 @@ from msgspec import Raw
 from drumline_operator.cluster import ClusterError, Expired, Forbidden, Unavailable
 from drumline_operator.reflector import Page, Reflector, Watched
 from drumline_operator.store import Store
+from drumline_operator.watches import Watches
 
 
 def service(name: str, version: int) -> Raw:
@@ -117,3 +118,46 @@ async def test_what_may_not_be_seen() -> None:
             assert await script.call() == ("watch", "10")
             assert not reflector.forbidden
             assert reflector.synced.is_set()
+
+
+class Walls:
+    """A source that shows all kinds but those that are forbidden."""
+
+    def __init__(self) -> None:
+        self.forbidden = {"ConfigMap", "Node"}
+        self.asked: asyncio.Queue[str] = asyncio.Queue()
+
+    async def page(self, kind: str, namespace: str | None, selector: str, token: str) -> Page:
+        if kind in self.forbidden:
+            raise Forbidden(f"{kind} is forbidden")
+        return Page([], "10")
+
+    async def watch(self, kind: str, namespace: str | None, selector: str, version: str) -> AsyncIterator[Watched]:
+        self.asked.put_nowait(kind)
+        await asyncio.Event().wait()
+        yield Watched("BOOKMARK", service("", 20), "20")
+
+
+async def test_what_the_operator_can_do_without_does_not_keep_it_unready() -> None:
+    source = Walls()
+    watches = Watches(source, Store(), [], nodes=True)
+    task = asyncio.create_task(watches.run())
+    try:
+        await watches.list_custom()
+        async with asyncio.timeout(4):
+            await source.asked.get()
+        watches.want_sources(["n"])
+        assert "ConfigMap" in watches.missing()
+        async with asyncio.timeout(4):
+            await watches.synced()
+        assert watches.missing() == []
+        assert watches.refused("Node")
+        assert not watches.watched("ConfigMap", "n")  # so each is read from the API server
+        source.forbidden.clear()
+        async with asyncio.timeout(4):
+            while {await source.asked.get()} != {"ConfigMap"}:
+                pass
+        assert watches.watched("ConfigMap", "n")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
