@@ -169,6 +169,8 @@ class EnvTest:
     def revive(self, component: str) -> None:
         """Start what was killed, and wait until the API server is ready.
 
+        It ends with the thread that calls this, as all children do with the one that started them.
+
         Raises:
             ClusterError: It did not get ready.
         """

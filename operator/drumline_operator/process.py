@@ -171,6 +171,9 @@ class Process:
         if type == "DELETED":
             self._store.gone(kind, text)
         else:
+            if kind == "DistributedApp" and type in ("ADDED", "MODIFIED"):
+                meta = raw["metadata"]
+                self._cluster.shown(meta["namespace"], meta["name"], meta["uid"])
             self._store.seen(kind, text)
 
     def _depth(self) -> int:

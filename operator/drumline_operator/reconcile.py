@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from drumline.contract import DEFAULT_PORT
 from drumline_operator import reasons
@@ -25,6 +25,9 @@ from drumline_operator.settings import OperatorSettings
 from drumline_operator.troubles import Trouble
 
 log = logging.getLogger(__name__)
+
+#: Seconds until the status of an app whose children were just made.
+_AFTERWARDS: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ async def reconcile(key: str, cluster: Cluster, clock: Callable[[], datetime], s
     if raw is None:
         return Outcome(gone=True)
     observed = await observe(raw, cluster)
-    actions = plan(raw, observed, clock(), settings)
+    actions = _made_first(plan(raw, observed, clock(), settings), observed)
     try:
         again = await execute(raw, actions, cluster)
     except Refused as error:
@@ -60,6 +63,17 @@ async def reconcile(key: str, cluster: Cluster, clock: Callable[[], datetime], s
             await _tell(cluster, raw, Event("Warning", trouble.reason, trouble.message))
         raise
     return Outcome(again=again, actions=len(actions))
+
+
+def _made_first(actions: Sequence[Action], observed: Observed) -> Sequence[Action]:
+    """Where children are made, the status is left to the next run, which knows more.
+
+    What is due already comes before that one: of a thousand new apps all are made before the first is told about.
+    """
+    if not any(isinstance(each, Apply) and each.manifest["kind"] not in observed.children for each in actions):
+        return actions
+    told = next((at for at, each in enumerate(actions) if isinstance(each, SetStatus)), len(actions))
+    return (*actions[:told], RequeueAfter(_AFTERWARDS))
 
 
 async def observe(raw: Raw, cluster: Cluster) -> Observed:
