@@ -75,7 +75,14 @@ def note(curve: Curve, update: dict[str, Any]) -> None:
 
 
 def drawn(curves: list[Curve], title: str) -> str:
-    """Return the curves as an SVG picture."""
+    """Return the losses as an SVG picture, with the step at which a rank was killed."""
+    killed, top = curves[0][-1][0], max(loss for curve in curves for _, loss in curve)
+    return plot(curves, title, mark=(killed, f"a rank is killed at step {killed}; "
+                                             f"the run goes on from step {curves[1][0][0] - 1}", top))  # fmt: skip
+
+
+def plot(curves: list[Curve], title: str, mark: tuple[int, str, float] | None = None) -> str:
+    """Return curves as an SVG picture; ``mark``: a place on the first axis, what is said of it, and the second's end."""
     points = [point for curve in curves for point in curve]
     steps, top = max(step for step, _ in points), max(loss for _, loss in points)
 
@@ -96,13 +103,13 @@ def drawn(curves: list[Curve], title: str) -> str:
     for curve, colour in zip(curves, COLOURS, strict=True):
         line = " ".join(place(*point) for point in curve)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
-    killed = curves[0][-1][0]
-    x, y = place(killed, top * 0.9).split(",")
-    parts.append(
-        f'<line x1="{x}" x2="{x}" y1="{y}" y2="{HEIGHT - BOTTOM}" stroke="{COLOURS[0]}" stroke-dasharray="3 3"/>'
-    )
-    parts.append(f'<text x="{float(x) + 5:.1f}" y="{y}">a rank is killed at step {killed}; '
-                 f"the run goes on from step {curves[1][0][0] - 1}</text>")  # fmt: skip
+    if mark is not None:
+        at, words, high = mark
+        x, y = place(at, high * 0.9).split(",")
+        parts.append(
+            f'<line x1="{x}" x2="{x}" y1="{y}" y2="{HEIGHT - BOTTOM}" stroke="{COLOURS[0]}" stroke-dasharray="3 3"/>'
+        )
+        parts.append(f'<text x="{float(x) + 5:.1f}" y="{y}">{words}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
