@@ -135,6 +135,11 @@ class Client:
                 return found.body
         raise TooLate(f"no answer from {url} with {key}={value}; the last one was {found}")
 
+    def reach(self, url: str) -> None:
+        """Wait until this node's rules lead to the Service of a URL; `call` does so by itself."""
+        scheme, _, rest = url.partition("://")
+        self.call(f"{scheme}://{rest.partition('/')[0]}/healthz")
+
     def background(self, command: str) -> Background:
         """Run a shell command that goes on whatever becomes of our connection to it."""
         file = f"/tmp/background-{next(_numbers)}"
@@ -144,11 +149,13 @@ class Client:
 
     def stream(self, url: str, payload: Mapping[str, Any]) -> Stream:
         """Begin an event stream with curl, as the README does."""
+        self.reach(url)
         line = ["curl", "-sSN", "--max-time", "600", "--data", json.dumps(payload), url]
         return Stream(self.background(shlex.join(line)))
 
     def load(self, url: str, payload: Mapping[str, Any], callers: int = 2) -> Load:
         """Call again and again, from several callers with a new connection each time, until told to stop."""
+        self.reach(url)
         flag = f"/tmp/stop-{next(_numbers)}"
         options = ["--max-time", "60", "-w", " %{http_code}", "--data", json.dumps(payload)]
         # The shell writes a whole line at once, curl in parts, between which another caller's may come.
