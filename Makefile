@@ -66,7 +66,7 @@ process: setup ## Real rank processes: serve, stream, raise, kill, hang, cancel
 	$(PYTEST) --session-timeout=2400 tests/process
 
 strategies: setup ## Every example against its one-process result, and the demo
-	$(PYTEST) --session-timeout=1200 tests/strategies
+	$(PYTEST) --session-timeout=2400 tests/strategies
 
 # The cluster's binaries are in the user's own cache folder, so that a fresh clone does not build them again. CLUSTER=kind
 # and CLUSTER=current take another cluster than the one made of namespaces on this machine (e2e/README.md).
