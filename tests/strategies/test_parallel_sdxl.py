@@ -99,11 +99,13 @@ async def test_a_cancelled_pipeline_stops_on_all_ranks_at_one_step_and_leaves_no
     tries = 0
     while len(steps) < CANCELS:
         tries += 1
-        assert tries <= 2 * CANCELS, f"only {len(steps)} requests were cancelled before their end"
+        assert tries <= 4 * CANCELS, f"only {len(steps)} requests were cancelled before their end"
+        started = time.monotonic()
         ticket = runner.submit(long, streaming=bool(tries % 2))
         timer = asyncio.get_running_loop().call_later(chance.uniform(0, 0.9) * full, ticket.cancel)
         try:
             await ticket.result()
+            full = min(full, time.monotonic() - started)  # the machine was busier when this was measured
         except RequestCancelled as error:
             if ticket.stopped_steps:  # else: it was cancelled before a rank had seen it
                 assert set(ticket.stopped_steps) == set(range(RANKS))
