@@ -133,7 +133,9 @@ class Process:
     async def _reconcile(self, key: str) -> float | None:
         with self._metrics.duration.time():
             try:
-                outcome = await reconcile(key, self._cluster, lambda: datetime.now(UTC), self._operator)
+                outcome = await reconcile(
+                    key, self._cluster, lambda: datetime.now(UTC), self._operator, children_first=True
+                )
             except Exception:
                 self._metrics.reconciles.labels("error").inc()
                 raise

@@ -39,8 +39,22 @@ class Outcome:
     actions: int = 0
 
 
-async def reconcile(key: str, cluster: Cluster, clock: Callable[[], datetime], settings: OperatorSettings) -> Outcome:
+async def reconcile(
+    key: str,
+    cluster: Cluster,
+    clock: Callable[[], datetime],
+    settings: OperatorSettings,
+    *,
+    children_first: bool = False,
+) -> Outcome:
     """Bring one app (``namespace/name``) or MachineType (``machinetype:name``) nearer to what is wanted.
+
+    Args:
+        key: which.
+        cluster: where.
+        clock: the time, with its zone.
+        settings: the operator's own.
+        children_first: a run that makes children leaves the status to the next one, for a queue with many new apps.
 
     Raises:
         ClusterError: something could not be read or done; the next run starts from what is then there.
@@ -52,7 +66,9 @@ async def reconcile(key: str, cluster: Cluster, clock: Callable[[], datetime], s
     if raw is None:
         return Outcome(gone=True)
     observed = await observe(raw, cluster)
-    actions = _made_first(plan(raw, observed, clock(), settings), observed)
+    actions: Sequence[Action] = plan(raw, observed, clock(), settings)
+    if children_first:
+        actions = _made_first(actions, observed)
     try:
         again = await execute(raw, actions, cluster)
     except Refused as error:
