@@ -18,9 +18,8 @@ from drumline_operator.store import Store
 from drumline_operator.trimmed import Kept, keep, whole
 
 _APP: Final = re.compile(re.escape(labels.APP) + "=([^,]+)")
-#: Seconds for which an app counts as being there that was read from the API server, or that its watch has just shown.
-#: What is made for one that is gone all the same, the garbage collector removes.
-_CONFIRMED: Final = 60.0
+#: Seconds for which an app that was read from the API server counts as being there.
+_CONFIRMED: Final = 5.0
 _Place = tuple[str, str, str]
 
 
@@ -77,10 +76,6 @@ class CachedCluster:
         self._confirmed: dict[tuple[str, str], tuple[str, float]] = {}
         self._contents: dict[tuple[str, str], Kept] = {}
         self._decoded: dict[str, tuple[int, Sequence[Raw]]] = {}
-
-    def shown(self, namespace: str, name: str, uid: str) -> None:
-        """An app's watch has just shown it."""
-        self._confirmed[namespace, name] = uid, self._clock()
 
     async def get(self, kind: str, namespace: str | None, name: str) -> Raw | None:
         """Return an object, or None when there is none."""

@@ -133,9 +133,7 @@ class Process:
     async def _reconcile(self, key: str) -> float | None:
         with self._metrics.duration.time():
             try:
-                outcome = await reconcile(
-                    key, self._cluster, lambda: datetime.now(UTC), self._operator, children_first=True
-                )
+                outcome = await reconcile(key, self._cluster, lambda: datetime.now(UTC), self._operator)
             except Exception:
                 self._metrics.reconciles.labels("error").inc()
                 raise
@@ -173,9 +171,6 @@ class Process:
         if type == "DELETED":
             self._store.gone(kind, text)
         else:
-            if kind == "DistributedApp" and type in ("ADDED", "MODIFIED"):
-                meta = raw["metadata"]
-                self._cluster.shown(meta["namespace"], meta["name"], meta["uid"])
             self._store.seen(kind, text)
 
     def _depth(self) -> int:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from drumline.contract import DEFAULT_PORT
 from drumline_operator import reasons
@@ -26,9 +26,6 @@ from drumline_operator.troubles import Trouble
 
 log = logging.getLogger(__name__)
 
-#: Seconds until the status of an app whose children were just made.
-_AFTERWARDS: Final = 0.05
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -39,22 +36,8 @@ class Outcome:
     actions: int = 0
 
 
-async def reconcile(
-    key: str,
-    cluster: Cluster,
-    clock: Callable[[], datetime],
-    settings: OperatorSettings,
-    *,
-    children_first: bool = False,
-) -> Outcome:
+async def reconcile(key: str, cluster: Cluster, clock: Callable[[], datetime], settings: OperatorSettings) -> Outcome:
     """Bring one app (``namespace/name``) or MachineType (``machinetype:name``) nearer to what is wanted.
-
-    Args:
-        key: which.
-        cluster: where.
-        clock: the time, with its zone.
-        settings: the operator's own.
-        children_first: a run that makes children leaves the status to the next one, for a queue with many new apps.
 
     Raises:
         ClusterError: something could not be read or done; the next run starts from what is then there.
@@ -66,9 +49,7 @@ async def reconcile(
     if raw is None:
         return Outcome(gone=True)
     observed = await observe(raw, cluster)
-    actions: Sequence[Action] = plan(raw, observed, clock(), settings)
-    if children_first:
-        actions = _made_first(actions, observed)
+    actions = plan(raw, observed, clock(), settings)
     try:
         again = await execute(raw, actions, cluster)
     except Refused as error:
@@ -79,17 +60,6 @@ async def reconcile(
             await _tell(cluster, raw, Event("Warning", trouble.reason, trouble.message))
         raise
     return Outcome(again=again, actions=len(actions))
-
-
-def _made_first(actions: Sequence[Action], observed: Observed) -> Sequence[Action]:
-    """Where children are made, the status is left to the next run, which knows more.
-
-    What is due already comes before that one: of a thousand new apps all are made before the first is told about.
-    """
-    if not any(isinstance(each, Apply) and each.manifest["kind"] not in observed.children for each in actions):
-        return actions
-    told = next((at for at, each in enumerate(actions) if isinstance(each, SetStatus)), len(actions))
-    return (*actions[:told], RequeueAfter(_AFTERWARDS))
 
 
 async def observe(raw: Raw, cluster: Cluster) -> Observed:
