@@ -44,8 +44,9 @@ async def run(seed: int, faults: int, callers: int) -> list[str]:
                 print(f"{number + 1} faults, {clients.count} requests, {time.monotonic() - started:.0f} s", flush=True)
             # Some requests get through between two faults: how many is chance, too.
             goal = clients.count + dice.choice([0, 1, 3, 10])
-            while clients.count < goal and not calling.done():
-                await asyncio.sleep(0.01)
+            reached = asyncio.create_task(clients.until(goal))
+            await asyncio.wait([reached, calling], timeout=60, return_when=asyncio.FIRST_COMPLETED)
+            reached.cancel()
         clients.over = True
         await calling
         await pod.ready()

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -34,6 +34,12 @@ class Clients:
     seed: int
     count: int = 0
     over: bool = False
+    begun: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def until(self, count: int) -> None:
+        """Wait until ``count`` requests have begun."""
+        async with self.begun:
+            await self.begun.wait_for(lambda: self.count >= count)
 
     async def run(self, callers: int) -> None:
         """Call until :attr:`over`; every caller finishes what it has begun."""
@@ -114,6 +120,8 @@ class Clients:
     ) -> bool:
         """Send it, see what comes, judge it; return whether the server took it."""
         seen, lives = Seen(), self.pod.lives
+        async with self.begun:
+            self.begun.notify_all()
         url = self.pod.url + ("/stream" if request.stream else "/")
         name = f"chaos-{request.number}"
         body = {"secret": request.secret, "steps": request.steps, **payload}

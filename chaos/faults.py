@@ -52,7 +52,7 @@ class Breaker:
         except (psutil.NoSuchProcess, TypeError):
             return rank, None, status
 
-    async def lost(self, rank: int, before: dict[str, Any], lives: int, what: str) -> None:
+    async def lost(self, rank: int, before: dict[str, Any], lives: int, what: signal.Signals) -> None:
         """Wait until the group has been restarted, and check that it names the right rank."""
         deadline = time.monotonic() + 30
         status: dict[str, Any] | None = before
@@ -62,13 +62,13 @@ class Breaker:
                 continue
             failure = status.get("lastFailure") or {}
             if status["restarts"] > before["restarts"] and failure:
-                named = failure.get("rank")
-                # A poisoned request may bring the group down in the same moment; then that is the first failure.
-                if named != rank and failure.get("reason") in ("RankLost", "RankHung") and failure.get("signal"):
-                    self.wrongs.append(f"{what} of rank {rank}: lastFailure says {failure}")
+                # A poisoned request may bring the group down in the same moment; that is another failure than ours.
+                ours = failure["reason"] == "RankHung" if what == signal.SIGSTOP else failure.get("signal") == what
+                if ours and failure.get("rank") != rank:
+                    self.wrongs.append(f"{what.name} of rank {rank}: lastFailure says {failure}")
                 return
         if self.pod.lives == lives:
-            self.wrongs.append(f"{what} of rank {rank} was not noticed: {status}")
+            self.wrongs.append(f"{what.name} of rank {rank} was not noticed: {status}")
 
 
 async def _signal_rank(breaker: Breaker, number: signal.Signals) -> None:
@@ -80,7 +80,7 @@ async def _signal_rank(breaker: Breaker, number: signal.Signals) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
-    await breaker.lost(rank, before, lives, number.name)
+    await breaker.lost(rank, before, lives, number)
 
 
 async def kill_rank(breaker: Breaker) -> None:
@@ -126,7 +126,7 @@ async def freeze_rank(breaker: Breaker) -> None:
         process.suspend()
     except psutil.NoSuchProcess:
         return
-    await breaker.lost(rank, before, lives, "a stop for good")
+    await breaker.lost(rank, before, lives, signal.SIGSTOP)
 
 
 async def kill_nursery(breaker: Breaker) -> None:

@@ -14,7 +14,9 @@ SECRET: Final = re.compile(r"secret-[0-9a-f]{16}")
 #: How a request may end that was neither cancelled nor wrong, while ranks and servers die around it.
 _HONEST_FAILURES: Final = frozenset({"rank-lost", "rank-hung", "not-ready", "draining", "queue-full", "queue-timeout"})
 #: What a poisoned request does to itself; its ranks may die of some of these.
-_POISON_ENDS: Final = frozenset({"worker-error", "encoding-error", "rank-lost", "rank-hung", "cancelled"})
+_POISON_ENDS: Final = frozenset(
+    {"validation-error", "worker-error", "encoding-error", "rank-lost", "rank-hung", "cancelled"}
+)
 
 
 @dataclass(frozen=True)
