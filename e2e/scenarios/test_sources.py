@@ -60,7 +60,7 @@ def test_code_from_a_config_map(kube: Kube, client: Client) -> None:
     kube.apply(apps.config_map("said", {"says.py": SAYS.format(word="two")}))
     kube.until("dapp", "said", lambda item: item["status"]["updateRevision"] != first, "the new code is a new revision")
     app.ready()
-    assert client.call(app.url, {}).body["word"] == "two"
+    client.call_until(app.url, {}, "word", "two")
 
 
 def test_code_from_git(kube: Kube, client: Client, repository: Repository) -> None:

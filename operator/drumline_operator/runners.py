@@ -41,7 +41,7 @@ class Runners:
 
     def __init__(self, asker: Asker, changed: Callable[[str], None], shortest: float = _SHORTEST) -> None:
         self._asker, self._changed, self._shortest = asker, changed, shortest
-        self._tasks: dict[str, tuple[tuple[str, int], asyncio.Task[None]]] = {}
+        self._tasks: dict[str, tuple[tuple[str, int], bool, asyncio.Task[None]]] = {}
         self._said: dict[str, Answer] = {}
         self._begun: dict[str, asyncio.Event] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -50,7 +50,8 @@ class Runners:
         """Return what the runner of a pod said last, or None.
 
         One that has just begun to be asked is waited for; its first question has a short limit. Otherwise a new leader would
-        take out of every status what its predecessor has heard, and then put it back.
+        take out of every status what its predecessor has heard, and then put it back; and a pod that has become ready would
+        serve with the ranks that it had a moment before.
         """
         if (begun := self._begun.get(uid)) is not None:
             await begun.wait()
@@ -70,19 +71,21 @@ class Runners:
                 self._answered(uid)
 
     def pod(self, uid: str, pod: Mapping[str, Any] | None) -> None:
-        """A pod is as given, or gone (None)."""
+        """A pod is as given, or gone (None). One that has become ready, or no longer is, has news: it is asked at once."""
         place = None if pod is None else place_of(pod)
+        ready = pod is not None and is_ready(pod)
         known = self._tasks.get(uid)
-        if known is not None and known[0] != place:
+        if known is not None and known[:2] != (place, ready):
             del self._tasks[uid]
-            self._said.pop(uid, None)
+            if known[0] != place:
+                self._said.pop(uid, None)
             self._answered(uid)
-            known[1].cancel()
+            known[2].cancel()
             known = None
         if known is None and place is not None and self._group is not None:
             self._begun[uid] = asyncio.Event()
             task = self._group.create_task(self._ask(uid, *place), name=f"runner {uid}")
-            self._tasks[uid] = place, task
+            self._tasks[uid] = place, ready, task
 
     async def _ask(self, uid: str, address: str, port: int) -> None:
         clock = asyncio.get_running_loop().time
@@ -120,6 +123,12 @@ class Runners:
         else:
             self._said[uid] = answer
         self._changed(uid)
+
+
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    """Whether the kubelet says that a pod is ready."""
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
 
 
 def place_of(pod: Mapping[str, Any]) -> tuple[str, int] | None:

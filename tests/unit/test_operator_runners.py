@@ -80,3 +80,18 @@ async def test_nobody_waits_for_a_leader_that_gave_up() -> None:
         said = asyncio.create_task(runners.said("a"))
         await asyncio.sleep(0)
     assert await said is None
+
+
+async def test_a_pod_that_has_become_ready_is_asked_at_once() -> None:
+    """However soon after the last answer: what was said before is not what serves now."""
+    asker = Asker({**READY, "state": "starting", "readyRanks": 1, "version": 1})
+    asker.may.set()
+    async with running(asker) as runners:
+        runners.pod("a", POD)
+        assert (await runners.said("a") or {})["readyRanks"] == 1
+        asker.answer = {**READY, "version": 2}
+        runners.pod("a", POD)
+        assert (await runners.said("a") or {})["readyRanks"] == 1, "nothing is new about the pod"
+        ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+        runners.pod("a", {**POD, "status": {**POD["status"], **ready}})
+        assert await runners.said("a") == READY
