@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -31,6 +33,25 @@ class _Parts:
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
+
+
+class _Date:
+    """The date header, made anew when a request comes in another second: an idle server has no clock to turn."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the header of this second."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._headers = [(b"date", formatdate(second, usegmt=True).encode())]
+        return self._headers
+
+
+_date = _Date()
 
 
 class Connection(HttpToolsProtocol):
@@ -82,6 +103,7 @@ class Connection(HttpToolsProtocol):
             raise _HeadTooLargeError  # httptools makes it a parser error, and uvicorn that a send_400_response()
         self._in_head = False
         self._disarm()
+        self.server_state.default_headers = _date.headers()
         super().on_headers_complete()
 
     @property

@@ -45,6 +45,16 @@ class Server:
         self._thread.join()
         return self._ended.result()
 
+    def timers(self) -> list[str]:
+        """Return what the server's event loop will wake up for although nothing happens."""
+        assert self._loop is not None
+
+        async def armed() -> list[str]:
+            scheduled: list[asyncio.TimerHandle] = vars(asyncio.get_running_loop())["_scheduled"]
+            return [repr(timer) for timer in scheduled if not timer.cancelled()]
+
+        return asyncio.run_coroutine_threadsafe(armed(), self._loop).result()
+
     def _run(self) -> None:
         try:
             ended = asyncio.run(self._serve())
