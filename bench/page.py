@@ -17,7 +17,7 @@ from bench.report import RESULTS, Row, number, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "performance.md"
 PLOTS = PAGE.parent / "performance"
-_ORDER = ("drumline", "pipes", "fal", "ray", "mosec", "litserve")
+_ORDER = ("drumline", "drumline-1", "pipes", "fal", "ray", "mosec", "litserve")
 _PLOTTED = ("latency", "rate-32", "image", "tensor", "first", "delay")
 
 _INTRO = """# Performance
@@ -123,7 +123,7 @@ def plot(document: dict[str, Any]) -> None:
         values = [median(figures[name][key]) for name in shown]
         spread = [[v - min(figures[n][key]), max(figures[n][key]) - v] for n, v in zip(shown, values, strict=True)]
         figure, axes = pyplot.subplots(figsize=(6.4, 0.4 * len(shown) + 1.1))
-        colours = ["#0b7285" if name == "drumline" else "#adb5bd" for name in shown]
+        colours = ["#0b7285" if name.startswith("drumline") else "#adb5bd" for name in shown]
         axes.barh(shown, values, color=colours, xerr=list(zip(*spread, strict=True)), ecolor="#495057")
         axes.invert_yaxis()
         axes.set_title(_titles()[key], fontsize=10, loc="left")

@@ -50,15 +50,19 @@ class Contestant:
         if not self.module:
             drumline = str(Path(sys.executable).with_name("drumline"))
             worker = str(Path(__file__).parent / "servers" / "ours.py")
-            return [drumline, "run", f"{worker}:Worker", "-n", "2", "--device", "cpu", "--port", str(port)]
+            return [drumline, "run", f"{worker}:Worker", "-n", str(self.ranks), "--device", "cpu", "--port", str(port)]
         arguments = [argument.format(port=port) for argument in self.arguments]
         return [python_of(self.requirements), "-m", f"{_SERVERS}.{self.module}", *arguments]
 
 
+_OURS = {"DRUMLINE_LOG_LEVEL": "warning", "DRUMLINE_DRAIN_DELAY": "0", "DRUMLINE_MAX_QUEUE_DEPTH": "1024"}
+
 CONTESTANTS = (
     Contestant("floor", "bare", None, 0, "FastAPI on uvicorn with uvloop and httptools; the work in its own process"),
     Contestant("drumline", "", None, 2, "drumline run -n 2, access log off, a queue of 1024 (mosec's default)",
-               environment={"DRUMLINE_LOG_LEVEL": "warning", "DRUMLINE_DRAIN_DELAY": "0", "DRUMLINE_MAX_QUEUE_DEPTH": "1024"}),
+               environment=_OURS),
+    Contestant("drumline-1", "", None, 1, "the same with one rank, as a measure for those without groups",
+               environment=_OURS),
     Contestant("pipes", "spawn_server", None, 2, "FastAPI, torch.multiprocessing, one Pipe and one thread per rank"),
     Contestant("fal", "fal_server", "fal", 2,
                "fal.distributed behind FastAPI; nccl and cuda replaced by gloo and cpu inside its ranks"),
