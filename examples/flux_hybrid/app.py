@@ -49,8 +49,9 @@ class FluxHybrid(DistributedWorker):
             folder = tiny.on_every_rank(tiny_flow.tiny_flow_models, self.rank)
             model, vae = str(folder / "flux"), str(folder / "taef1")
         self.plan = ParallelPlan(cfg=cfg, pipefusion=pipefusion, ulysses=ulysses)
-        self.shape = describe(model)
+        self.shape = describe(model, FluxPipeline)
         self.plan.check(self.world_size, self.shape)  # before weights are loaded
+        FluxSampler.check(patches=patches, warmup=warmup)
         self.groups = join(self.plan, self)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         pipeline = FluxPipeline.from_pretrained(model, dtype=dtype)

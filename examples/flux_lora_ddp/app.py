@@ -16,6 +16,7 @@ from diffusers import FluxPipeline
 from peft import LoraConfig
 from pydantic import Field
 
+from drumline.diffusion import describe
 from drumline.distributed import DistributedWorker
 from drumline.errors import InvalidPayload
 from drumline.toolkit import Image
@@ -50,6 +51,7 @@ class FluxLora(DistributedWorker):
             from drumline.testing import tiny, tiny_flow
 
             model = str(tiny.on_every_rank(tiny_flow.tiny_flow_models, self.rank) / "flux")
+        describe(model, FluxPipeline)  # a model of another kind is refused before its weights are loaded
         self.model = model
         self.folder = Path(checkpoints)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32

@@ -35,7 +35,7 @@ class FluxTensor(DistributedWorker):
             folder = tiny.on_every_rank(tiny_flow.tiny_flow_models, self.rank)
             model, vae = str(folder / "flux"), str(folder / "taef1")
         plan = ParallelPlan(tensor=self.world_size)
-        plan.check(self.world_size, describe(model))  # before weights are loaded
+        plan.check(self.world_size, describe(model, FluxPipeline))  # before weights are loaded
         self.groups = join(plan, self)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         transformer = load_tensor_parallel(FluxTransformer2DModel, model, self.groups, dtype=dtype)

@@ -35,7 +35,7 @@ class FluxUlysses(DistributedWorker):
             folder = tiny.on_every_rank(tiny_flow.tiny_flow_models, self.rank)
             model, vae = str(folder / "flux"), str(folder / "taef1")
         self.plan = ParallelPlan(ulysses=self.world_size)
-        self.shape = describe(model)
+        self.shape = describe(model, FluxPipeline)
         self.plan.check(self.world_size, self.shape)  # before weights are loaded
         self.groups = join(self.plan, self)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32

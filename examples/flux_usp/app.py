@@ -38,7 +38,7 @@ class FluxUsp(DistributedWorker):
             folder = tiny.on_every_rank(tiny_flow.tiny_flow_models, self.rank)
             model, vae = str(folder / "flux"), str(folder / "taef1")
         self.plan = ParallelPlan(ulysses=ulysses, ring=max(1, self.world_size // ulysses))
-        self.shape = describe(model)
+        self.shape = describe(model, FluxPipeline)
         self.plan.check(self.world_size, self.shape)  # before weights are loaded
         self.groups = join(self.plan, self)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32

@@ -15,6 +15,7 @@ from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from drumline.distributed import DistributedWorker
+from drumline.errors import ConfigurationError
 from drumline.testing.tiny import on_every_rank
 from drumline.testing.tiny_lm import sums, tiny_llama
 from drumline.toolkit import File
@@ -50,7 +51,7 @@ class TrainLM(DistributedWorker):
         if model == "tiny":
             model = str(on_every_rank(tiny_llama, self.rank))
         self.model = model
-        self.config = AutoConfig.from_pretrained(model)
+        check(AutoConfig.from_pretrained(model))
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.folder = Path(checkpoints)
 
@@ -126,3 +127,18 @@ class TrainLM(DistributedWorker):
             return {}
         weights = exported(checkpoints.path(steps))
         return {"weights": safetensors_file(weights, f"{run}.safetensors"), "resumed_from": start, "losses": losses}
+
+
+def check(config: Any) -> None:
+    """Check that the model has layers to shard one by one.
+
+    Raises:
+        ConfigurationError: it has none where ``build`` looks for them.
+    """
+    try:
+        with torch.device("meta"):  # no memory, no weights
+            len(AutoModelForCausalLM.from_config(config).model.layers)
+    except (AttributeError, ValueError):
+        raise ConfigurationError(
+            f"model: {config.model_type} is no language model with its layers in model.layers; use one such as llama or qwen3"
+        ) from None

@@ -16,6 +16,7 @@ from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
 from PIL import Image, ImageFilter
 from pydantic import Field
 
+from drumline.diffusion import describe
 from drumline.distributed import DistributedWorker
 
 PREVIEW_EVERY = 5  # steps
@@ -40,6 +41,7 @@ class ParallelSDXL(DistributedWorker):
             dist.barrier()
             folder = tiny_models()
             model, vae = str(folder / "sdxl"), str(folder / "taesd")
+        describe(model, StableDiffusionXLPipeline)  # a model of another kind is refused before its weights are loaded
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self.pipeline = StableDiffusionXLPipeline.from_pretrained(model, dtype=dtype).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)  # progress() below says it

@@ -35,7 +35,7 @@ class SdxlCfg(DistributedWorker):
             folder = tiny.on_every_rank(tiny.tiny_models, self.rank)
             model, vae = str(folder / "sdxl"), str(folder / "taesd")
         plan = ParallelPlan(cfg=2, data=max(1, self.world_size // 2))
-        plan.check(self.world_size, describe(model))  # before weights are loaded
+        plan.check(self.world_size, describe(model, StableDiffusionXLPipeline))  # before weights are loaded
         self.groups = join(plan, self)
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self.pipeline = StableDiffusionXLPipeline.from_pretrained(model, dtype=dtype).to(self.device)

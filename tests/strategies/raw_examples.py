@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from drumline.distributed import DistributedWorker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -37,6 +39,21 @@ RAW = {
     example: type(name, (getattr(load(example), name),), {"picture": staticmethod(lambda images: images)})
     for example, name in WORKERS.items()
 }
+
+
+class RawSDXL(load("parallel_sdxl").ParallelSDXL):  # type: ignore[misc]
+    """This one makes its picture of what it has gathered."""
+
+    def gather(self, tensor: Any) -> Any:
+        self.gathered = super().gather(tensor)
+        return self.gathered
+
+    def __call__(self, streaming: bool = False, **payload: Any) -> dict[str, Any]:
+        super().__call__(streaming, **payload)
+        return {"image": torch.stack(self.gathered)} if self.gathered else {}
+
+
+RAW["parallel_sdxl"] = RawSDXL
 
 
 def traps(rank: int, world_size: int) -> Any:

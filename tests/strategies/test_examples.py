@@ -54,13 +54,26 @@ ALL_EXACT = 1000  # warm-up steps: the image is one patch at every step
 CASES = {
     "flux_ulysses": Case("flux", FLUX, 5e-6, uneven=(ODD_IMAGE, "25 image tokens.*ulysses=2.*multiple of 32")),
     "flux_ring": Case("flux", FLUX, 5e-6, uneven=({"max_sequence_length": 31}, "31 text tokens.*ring=2: use 30 or 32")),
-    "flux_usp": Case("flux", FLUX, 5e-6, two=None, uneven=None),
+    "flux_usp": Case(
+        "flux",
+        FLUX,
+        5e-6,
+        two=None,
+        uneven=({"max_sequence_length": 30}, "30 text tokens.*ring=2 x ulysses=2: use 28 or 32"),
+    ),
     "sd3_ulysses": Case(
         "sd3", SD3, 5e-6, uneven=({"max_sequence_length": 52}, "129 text tokens.*ulysses=2: use 128 or 130")
     ),
     "flux_tensor": Case("flux", FLUX, 5e-6),
     "sdxl_cfg": Case("sdxl", SDXL, 2e-5, four=None),  # four ranks are two pairs, below
-    "flux_pipefusion": Case("flux", FLUX, 0.0, two={"warmup": ALL_EXACT}, four={"warmup": ALL_EXACT}),
+    "flux_pipefusion": Case(
+        "flux",
+        FLUX,
+        0.0,
+        two={"warmup": ALL_EXACT, "patches": 17},
+        four={"warmup": ALL_EXACT},
+        uneven=({"height": 64}, "16 image tokens, too few for 17 patches.*use at most 16 patches"),
+    ),
     "flux_hybrid": Case(
         "flux",
         GUIDED,
@@ -70,12 +83,13 @@ CASES = {
         uneven=(ODD_IMAGE, "25 image tokens.*ulysses=2.*multiple of 32"),
     ),
 }
-each = pytest.mark.parametrize("example", CASES)
 ON_TWO = [example for example, case in CASES.items() if case.two is not None]
+ON_FOUR = [example for example, case in CASES.items() if case.four is not None]
 
 
-def asked(example: str, **more: Any) -> dict[str, Any]:
-    return {"example": example, "setup": CASES[example].two, **CASES[example].request, **more}
+def asked(example: str, ranks: int = 2, **more: Any) -> dict[str, Any]:
+    setup = CASES[example].two if ranks == 2 else CASES[example].four
+    return {"example": example, "setup": setup, **CASES[example].request, **more}
 
 
 @pytest.mark.parametrize("example", ON_TWO)
@@ -86,12 +100,11 @@ async def test_two_ranks_draw_what_one_process_draws(two: DistributedRunner, one
     assert largest_difference(await draw(two, **asked(example, seed=7)), expected) <= case.bound
 
 
-@pytest.mark.parametrize("example", [example for example, case in CASES.items() if case.four is not None])
+@pytest.mark.parametrize("example", ON_FOUR)
 async def test_four_ranks_draw_what_one_process_draws(four: DistributedRunner, one_process: Any, example: str) -> None:
     case = CASES[example]
     expected = one_process(case.kind, seed=7, **case.request)
-    drawn = await draw(four, example=example, setup=case.four, **case.request, seed=7)
-    assert largest_difference(drawn, expected) <= case.bound
+    assert largest_difference(await draw(four, **asked(example, 4, seed=7)), expected) <= case.bound
 
 
 @pytest.mark.parametrize("example", ON_TWO)
@@ -118,19 +131,29 @@ async def test_cancelled_ranks_stop_at_one_step_and_leave_nothing_behind(two: Di
 
 
 @pytest.mark.parametrize("example", [example for example, case in CASES.items() if case.uneven is not None])
-async def test_uneven_tokens_are_refused_with_their_number(two: DistributedRunner, example: str) -> None:
+async def test_uneven_tokens_are_refused_with_their_number(
+    two: DistributedRunner, four: DistributedRunner, example: str
+) -> None:
     uneven = CASES[example].uneven
     assert uneven is not None
     change, message = uneven
+    ranks = 4 if CASES[example].two is None else 2
+    runner = four if ranks == 4 else two
     with pytest.raises(InvalidPayload, match=message):
-        await two.invoke(asked(example, **change))
-    assert two.status.restarts == 0
+        await runner.invoke(asked(example, ranks, **change))
+    assert runner.status.restarts == 0
 
 
-async def test_usp_streams_and_is_cancelled_on_four_ranks(four: DistributedRunner) -> None:
-    long = {"example": "flux_usp", **FLUX, "num_inference_steps": 12}
-    await check_stream(four, {**long, "num_inference_steps": 6, "seed": 1}, steps=6)
-    await check_cancels(four, long, {**long, "num_inference_steps": 2, "seed": 5}, steps=12, times=5)
+@pytest.mark.parametrize("example", ON_FOUR)
+async def test_four_ranks_stream_the_same(four: DistributedRunner, example: str) -> None:
+    await check_stream(four, asked(example, 4, num_inference_steps=6, seed=1), steps=6)
+
+
+@pytest.mark.parametrize("example", ON_FOUR)
+async def test_four_ranks_stop_at_one_step_too(four: DistributedRunner, example: str) -> None:
+    short = asked(example, 4, num_inference_steps=2, seed=5)
+    times = 5 if CASES[example].two is None else 3
+    await check_cancels(four, asked(example, 4, num_inference_steps=12), short, steps=12, times=times)
 
 
 # -- CFG parallelism
@@ -220,6 +243,13 @@ async def test_all_three_on_eight_ranks(eight: DistributedRunner, simulated: Any
     request = {**GUIDED, "seed": 7}
     drawn = await draw(eight, example="flux_hybrid", **request)  # as its manifest starts it
     assert largest_difference(drawn, simulated(**request, patches=4, warmup=2)) <= 5e-6
+
+
+async def test_all_three_on_eight_ranks_stream_the_same_and_stop_at_one_step(eight: DistributedRunner) -> None:
+    request = {"example": "flux_hybrid", **GUIDED}
+    await check_stream(eight, {**request, "seed": 1}, steps=6)
+    short = {**request, "num_inference_steps": 3, "seed": 5}  # one step with patches
+    await check_cancels(eight, {**request, "num_inference_steps": 12}, short, steps=12, times=4)
 
 
 async def test_cancelled_between_stages_leaves_no_patch_on_its_way(four: DistributedRunner) -> None:

@@ -350,7 +350,10 @@ def without_weights(folder: Path, **changes: Any) -> str:
     ("example", "changes", "message"),
     [
         ("lm_tensor", {"num_key_value_heads": 1}, "num_key_value_heads is 1, which 2 ranks cannot divide; use 1 rank"),
-        ("lm_tensor", {"model_type": "bloom"}, "bloom cannot be trained with tensor parallelism here"),
+        ("lm_fsdp", {"model_type": "gpt2"}, "model: gpt2 is no language model with its layers in model.layers"),
+        ("lm_fsdp", {"model_type": "t5"}, "model: t5 is no language model with its layers in model.layers"),
+        ("lm_tensor", {"num_attention_heads": 5}, "num_attention_heads is 5, which 2 ranks cannot divide; use 1 rank"),
+        ("lm_tensor", {"model_type": "bloom"}, "model: the layers of bloom cannot be split here"),
         ("lm_pipeline", {"num_hidden_layers": 1}, "the model has 1 layers; use at most 1 ranks"),
         ("lm_pipeline", {"tie_word_embeddings": True}, "tie_word_embeddings"),
         ("lm_pipeline", {"model_type": "gpt2"}, "model: gpt2 cannot be cut here; use one of llama"),

@@ -9,48 +9,41 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
 from PIL import Image
 
 from drumline.distributed import DistributedRunner
 from drumline.errors import RequestCancelled
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "parallel_sdxl"
 RANKS = 2
-REQUEST = {"prompt": "a cat", "negative_prompt": "rain", "width": 64, "height": 64, "num_inference_steps": 4}
+IMAGE: dict[str, Any] = {
+    "prompt": "a cat",
+    "negative_prompt": "rain",
+    "width": 64,
+    "height": 64,
+    "num_inference_steps": 4,
+}
+REQUEST = {"example": "parallel_sdxl", **IMAGE}
 CANCELS = 200
 
 
-@pytest.fixture(scope="module")
-def environment() -> Iterator[None]:
-    """One thread per rank and for plain diffusers: sums of floats depend on how they are split."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("OMP_NUM_THREADS", "1")
-    yield
-    patch.undo()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def runner(environment: None) -> AsyncIterator[DistributedRunner]:
-    runner = DistributedRunner(f"{HERE / 'sdxl_worker.py'}:RawSDXL", world_size=RANKS, device="cpu")
-    await runner.start(timeout=200, model="tiny")
-    yield runner
-    await runner.stop()
+@pytest.fixture
+def runner(two: DistributedRunner) -> DistributedRunner:
+    return two
 
 
 async def draw(runner: DistributedRunner, **request: Any) -> np.ndarray:
     result = await runner.invoke({**REQUEST, **request}, timeout=60)
-    images: np.ndarray = result["images"].numpy()
-    assert images.shape == (RANKS, 3, 64, 64)
+    images: np.ndarray = result["image"].numpy()
+    assert images.shape == (len(runner.status.ranks), 3, 64, 64)
     return images
 
 
@@ -67,10 +60,15 @@ async def test_with_seeds_each_rank_draws_exactly_what_one_process_draws(
     from drumline.testing.tiny import tiny_models
 
     out = tmp_path / "images.npy"
-    command = [sys.executable, HERE / "one_process_sdxl.py", tiny_models() / "sdxl", out, json.dumps(REQUEST)]
+    command = [sys.executable, HERE / "one_process_sdxl.py", tiny_models() / "sdxl", out, json.dumps(IMAGE)]
     process = await asyncio.create_subprocess_exec(*map(str, command), "7", "8")
     assert await asyncio.wait_for(process.wait(), 120) == 0
     assert np.abs(await draw(runner, seed=7) - np.load(out)).max() == 0.0
+
+
+async def test_four_ranks_draw_exactly_what_one_process_draws(four: DistributedRunner, one_process: Any) -> None:
+    expected = np.concatenate([one_process("sdxl", seed=seed, **IMAGE).numpy() for seed in range(7, 11)])
+    assert np.abs(await draw(four, seed=7) - expected).max() == 0.0
 
 
 async def test_streams_progress_and_previews_in_order_and_ends_with_the_same_result(runner: DistributedRunner) -> None:
@@ -82,14 +80,14 @@ async def test_streams_progress_and_previews_in_order_and_ends_with_the_same_res
     previews = [update["image"] for update in updates if "image" in update]
     assert [preview.size for preview in previews] == [(RANKS * 64, 64)] * 3
     assert len({preview.tobytes() for preview in previews}) == 3
-    assert np.array_equal(result["images"].numpy(), await draw(runner, num_inference_steps=11, seed=1))
+    assert np.array_equal(result["image"].numpy(), await draw(runner, num_inference_steps=11, seed=1))
 
 
 async def test_a_cancelled_pipeline_stops_on_all_ranks_at_one_step_and_leaves_nothing_behind(
     runner: DistributedRunner,
 ) -> None:
     long = {**REQUEST, "num_inference_steps": 12, "seed": 3}
-    short = {"num_inference_steps": 2, "seed": 5}
+    short: dict[str, Any] = {"num_inference_steps": 2, "seed": 5}
     expected = await draw(runner, **short)
     started = time.monotonic()
     await runner.invoke(long)
@@ -120,7 +118,7 @@ async def test_a_cancelled_pipeline_stops_on_all_ranks_at_one_step_and_leaves_no
     assert runner.status.restarts == 0
 
 
-async def test_the_demo_runs_and_leaves_pictures(environment: None, tmp_path: Path) -> None:
+async def test_the_demo_runs_and_leaves_pictures(one_thread: None, tmp_path: Path) -> None:
     command = [
         sys.executable,
         EXAMPLE / "demo.py",

@@ -16,6 +16,19 @@ from drumline.diffusion import FluxSampler, Groups, ModelShape, ParallelPlan, Pl
 from drumline.testing import tiny, tiny_flow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+#: A model of another kind, by example, and the pipeline that would have to load it.
+MISTAKEN = [
+    ("flux_ulysses", "sd3", "FluxPipeline"),
+    ("flux_ring", "sd3", "FluxPipeline"),
+    ("flux_usp", "sdxl", "FluxPipeline"),
+    ("flux_tensor", "sd3", "FluxPipeline"),
+    ("flux_pipefusion", "sd3", "FluxPipeline"),
+    ("flux_hybrid", "sd3", "FluxPipeline"),
+    ("flux_lora_ddp", "sd3", "FluxPipeline"),
+    ("sd3_ulysses", "flux", "StableDiffusion3Pipeline"),
+    ("sdxl_cfg", "flux", "StableDiffusionXLPipeline"),
+    ("parallel_sdxl", "flux", "StableDiffusionXLPipeline"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -164,18 +177,18 @@ def test_what_describe_reads_of_each_model(configs: Path) -> None:
     ("example", "kind", "ranks", "setup", "message"),
     [
         ("flux_ulysses", "flux", 3, {}, "ulysses=3 does not divide the 4 attention heads"),
-        ("flux_ulysses", "sdxl", 2, {}, "the sequence of UNet2DConditionModel cannot be split"),
-        ("flux_ring", "sd3", 2, {}, "ring=2: SD3Transformer2DModel is split by our own processors"),
         ("flux_usp", "flux", 3, {}, r"\(ulysses=2\) is for 2 ranks and there are 3"),
         ("flux_usp", "flux", 6, {"ulysses": 3}, "ulysses=3 does not divide the 4 attention heads"),
         ("sd3_ulysses", "sd3", 8, {}, "ulysses=8 does not divide the 4 attention heads"),
         ("flux_tensor", "flux", 3, {}, "tensor=3 does not divide the 4 attention heads"),
-        ("flux_tensor", "sd3", 2, {}, "no tensor-parallel plan for SD3Transformer2DModel"),
         ("sdxl_cfg", "sdxl", 3, {}, r"\(cfg=2\) is for 2 ranks and there are 3"),
         ("flux_pipefusion", "flux", 7, {}, "pipefusion=7 stages need a block each, FluxTransformer2DModel has 6"),
-        ("flux_pipefusion", "sd3", 2, {}, "there is no patch pipeline for SD3Transformer2DModel"),
         ("flux_hybrid", "flux", 4, {}, r"\(cfg=2 x pipefusion=2 x ulysses=2\) is for 8 ranks and there are 4"),
+        ("flux_pipefusion", "flux", 2, {"patches": 0}, "patches=0: use 1 or more"),
+        ("flux_pipefusion", "flux", 2, {"warmup": 0}, "warmup=0: the first step has"),
         ("flux_hybrid", "flux", 12, {"ulysses": 3}, "ulysses=3 does not divide the 4 attention heads"),
+        ("flux_hybrid", "flux", 3, {"cfg": 3, "pipefusion": 1, "ulysses": 1}, "cfg=3: guidance has two branches"),
+        *((name, kind, 2, {}, f"model: .* has a .*, and {taken} takes a") for name, kind, taken in MISTAKEN),
     ],
 )
 def test_examples_refuse_before_weights_are_loaded(
@@ -225,6 +238,30 @@ def test_a_sampler_refuses_what_it_would_compute_wrongly() -> None:
     pipeline.transformer.transformer_blocks[0].attn.fused_projections = True
     with pytest.raises(PlanError, match="unfuse_qkv_projections"):
         sampler("a cat", width=64, height=64, num_inference_steps=1, max_sequence_length=16)
+
+
+def test_a_cut_transformer_refuses_the_pipelines_own_loop() -> None:
+    pipeline = tiny_flow.build_flux()
+    FluxSampler(pipeline, Groups(ParallelPlan()))
+    with pytest.raises(PlanError, match=r"holds the blocks of one stage.*draw with the FluxSampler"):
+        pipeline("a cat", width=64, height=64, num_inference_steps=1, max_sequence_length=16)
+
+
+def test_stages_on_a_shared_gpu_are_refused_since_gloo_sends_only_between_cpus() -> None:
+    import torch.distributed as dist
+
+    from drumline.errors import ConfigurationError
+    from drumline.training import Pipeline, StagePlan
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(PlanError, match=r"pipefusion=2: gloo sends nothing from GPU to GPU.*or pipefusion=1"):
+            Groups(ParallelPlan(pipefusion=2), 0, "cuda")
+        stages = {0: torch.nn.Identity()}
+        with pytest.raises(ConfigurationError, match="backend: gloo sends nothing from GPU to GPU"):
+            Pipeline(StagePlan(2, 2, "gpipe"), stages, torch.nn.functional.mse_loss, torch.device("cuda"))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_model_of_real_size_is_described_without_its_memory(configs: Path, tmp_path: Path) -> None:

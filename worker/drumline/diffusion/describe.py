@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ GUIDANCE = {
 _PACKED = {"FluxTransformer2DModel": 2}
 
 
-def describe(model: str | Path) -> ModelShape:
+def describe(model: str | Path, pipeline: type[Any] | None = None) -> ModelShape:
     """Return the shape of the denoiser of a diffusers pipeline.
 
     Args:
         model: repository or folder. Of a repository only configuration files are downloaded.
+        pipeline: the diffusers class that will load it; None for any.
 
     Raises:
-        PlanError: it has no transformer or UNet, or of a class that this diffusers does not know.
+        PlanError: it has no transformer or UNet, or of a class that this diffusers does not know, or of one that
+            ``pipeline`` does not take.
     """
     import diffusers
 
@@ -38,11 +41,25 @@ def describe(model: str | Path) -> ModelShape:
     cls = getattr(diffusers, name, None)
     if cls is None:
         raise PlanError(f"{model}: no denoiser that diffusers {diffusers.__version__} knows (found {name or 'none'!r})")
+    if pipeline is not None:
+        _check_taken(str(model), cls, pipeline)
     config = cls.load_config(str(model), subfolder=part)
     vae = diffusers.AutoencoderKL.load_config(str(model), subfolder="vae")
     with torch.device("meta"):  # no memory, no weights
         empty = cls.from_config(config)
     return shape_of(empty, vae_scale=2 ** (len(vae.get("block_out_channels", ())) - 1))
+
+
+def _check_taken(model: str, denoiser: type[Any], pipeline: type[Any]) -> None:
+    # A model of another kind would be loaded whole before diffusers misses one of its parts.
+    wanted = inspect.signature(pipeline, eval_str=True).parameters
+    kinds = [wanted[part].annotation for part in ("transformer", "unet") if part in wanted]
+    if kinds and not any(isinstance(kind, type) and issubclass(denoiser, kind) for kind in kinds):
+        names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+        raise PlanError(
+            f"model: {model} has a {denoiser.__name__}, and {pipeline.__name__} takes a {names}; "
+            f"use a model for {pipeline.__name__}"
+        )
 
 
 def shape_of(model: Any, vae_scale: int = 8) -> ModelShape:

@@ -28,6 +28,11 @@ class Groups:
         self.rank = rank
         self.device = torch.device(device)
         self.place = plan.place(rank)
+        if plan.pipefusion > 1 and self.device.type == "cuda" and dist.get_backend() == "gloo":
+            raise PlanError(
+                f"pipefusion={plan.pipefusion}: gloo sends nothing from GPU to GPU; "
+                "use one GPU per rank with backend nccl, or pipefusion=1"
+            )
         self._mesh: Any = None
         self._backward: dist.ProcessGroup | None = None
         if plan.world_size > 1:

@@ -63,6 +63,7 @@ class Stage:
         double = len(transformer.transformer_blocks)
         transformer.transformer_blocks = torch.nn.ModuleList(every[mine.start : min(mine.stop, double)])
         transformer.single_transformer_blocks = torch.nn.ModuleList(every[max(mine.start, double) : mine.stop])
+        transformer.register_forward_pre_hook(_refuse_forward)
 
     def forget(self, tokens: int) -> None:
         """Begin a request of ``tokens`` tokens."""
@@ -79,11 +80,19 @@ class Stage:
         return text, image
 
 
+def _refuse_forward(model: Any, _: Any) -> None:
+    raise PlanError(
+        f"this {type(model).__name__} holds the blocks of one stage, so a forward pass would be wrong: "
+        "draw with the FluxSampler, not with the pipeline"
+    )
+
+
 class FluxSampler:
     """Draws with the parts of a ``FluxPipeline``, over ``cfg`` x ``pipefusion`` x ``ulysses`` ranks.
 
     It takes the place of the pipeline's ``__call__``, which hands the transformer the whole image at every step. Make it
-    before the pipeline moves to the device: it drops the blocks of other stages.
+    before the pipeline moves to the device: it drops the blocks of other stages. The pipeline itself then draws no more:
+    its transformer raises ``PlanError``.
 
     Args:
         pipeline: a ``FluxPipeline`` on the CPU.
@@ -96,10 +105,7 @@ class FluxSampler:
     """
 
     def __init__(self, pipeline: Any, groups: Groups, *, patches: int = 4, warmup: int = 1) -> None:
-        if patches < 1:
-            raise PlanError(f"patches={patches}: use 1 or more")
-        if warmup < 1:
-            raise PlanError(f"warmup={warmup}: the first step has nothing to reuse; use 1 or more")
+        self.check(patches=patches, warmup=warmup)
         if pipeline.scheduler.config.get("stochastic_sampling", False):
             raise PlanError("stochastic_sampling=True: patches would draw their noise out of order; set it to False")
         self.pipeline = pipeline
@@ -110,6 +116,18 @@ class FluxSampler:
         place, plan = groups.place, groups.plan
         self.first = place["pipefusion"] == 0
         self.last = place["pipefusion"] == plan.pipefusion - 1
+
+    @staticmethod
+    def check(*, patches: int, warmup: int) -> None:
+        """Check the numbers that a sampler will be made with. Call it before weights are loaded.
+
+        Raises:
+            PlanError: one is out of range.
+        """
+        if patches < 1:
+            raise PlanError(f"patches={patches}: use 1 or more")
+        if warmup < 1:
+            raise PlanError(f"warmup={warmup}: the first step has nothing to reuse; use 1 or more")
 
     @torch.no_grad()
     def __call__(

@@ -25,7 +25,8 @@ class Pipeline:
         device: the worker's.
 
     Raises:
-        ConfigurationError: ``stages`` are not those of the plan.
+        ConfigurationError: ``stages`` are not those of the plan, or ranks share GPUs (backend gloo), which then
+            cannot send each other anything.
     """
 
     def __init__(
@@ -34,6 +35,10 @@ class Pipeline:
         wanted = plan.stages_of(dist.get_rank())
         if sorted(stages) != wanted:
             raise ConfigurationError(f"stages: rank {dist.get_rank()} holds {wanted}, not {sorted(stages)}")
+        if plan.ranks > 1 and device.type == "cuda" and dist.get_backend() == "gloo":
+            raise ConfigurationError(
+                "backend: gloo sends nothing from GPU to GPU; use one GPU per rank with backend nccl"
+            )
         self.plan = plan
         self._modules = dict(sorted(stages.items()))
         self._device = device

@@ -30,9 +30,9 @@ def check_heads(config: Any, ranks: int) -> None:
     unknown = sorted(set((config.base_model_tp_plan or {}).values()) - {*_STYLES, _SUMMED})
     if not config.base_model_tp_plan or unknown:
         raise ConfigurationError(
-            f"model: {config.model_type} cannot be trained with tensor parallelism here: "
+            f"model: the layers of {config.model_type} cannot be split here: "
             + (f"its plan has the styles {', '.join(unknown)}" if unknown else "transformers has no plan for it")
-            + "; use lm_fsdp, or a model such as llama or qwen3"
+            + "; use a model such as llama or qwen3, or train it with lm_fsdp"
         )
     for field in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         number = getattr(config, field, None)
