@@ -6,11 +6,17 @@ import weakref
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from drumline.contract import Backend, Device, RestartSettings
-    from drumline.runner.lifecycle import Lifecycle
+
+
+class Running(Protocol):
+    """A runner, as far as its process must know it to end it."""
+
+    async def stop(self, timeout: float = 10.0) -> None:
+        """End every rank, by force after ``timeout`` seconds."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class RequestInfo:
 current_request: ContextVar[RequestInfo | None] = ContextVar("drumline_request", default=None)
 
 #: Runners that were started in this process and not stopped.
-runners: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+runners: weakref.WeakSet[Running] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)

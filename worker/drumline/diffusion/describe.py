@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from drumline.diffusion.compat import diffusers_splits_sequences
+from drumline.diffusion.own_plans import OWN_PLANS
 from drumline.diffusion.plan import ModelShape, PlanError
-from drumline.diffusion.sequence import OWN_PLANS
 
 #: Denoisers whose pipelines run both branches of guidance in one forward, and those that run one after the other.
 GUIDANCE = {

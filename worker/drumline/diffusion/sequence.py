@@ -4,42 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from drumline.diffusion import compat
-from drumline.diffusion.attention import FluxUlysses, JointUlysses, Ulysses
+from drumline.diffusion.attention import Ulysses
+from drumline.diffusion.describe import shape_of
 from drumline.diffusion.groups import Groups
+from drumline.diffusion.own_plans import OWN_PLANS
 from drumline.diffusion.plan import PlanError
 from drumline.errors import InvalidPayload
-
-
-@dataclass(frozen=True)
-class OwnPlan:
-    """How we split a model's sequence ourselves, where diffusers cannot.
-
-    Attributes:
-        processor: for all its attention layers.
-        gather: module whose output is put together again, along dimension 1.
-        inputs: arguments of the model's forward that are split, with the dimension.
-        outputs: modules whose output is split, with the dimension.
-    """
-
-    processor: type[Ulysses]
-    gather: str
-    inputs: dict[str, int] = field(default_factory=dict)
-    outputs: dict[str, int] = field(default_factory=dict)
-
-
-OWN_PLANS = {
-    "FluxTransformer2DModel": OwnPlan(
-        FluxUlysses, "proj_out", inputs={"hidden_states": 1, "encoder_hidden_states": 1, "img_ids": 0, "txt_ids": 0}
-    ),
-    "SD3Transformer2DModel": OwnPlan(JointUlysses, "proj_out", outputs={"pos_embed": 1, "context_embedder": 1}),
-}
 
 
 def enable_context_parallel(model: Any, groups: Groups, *, own: bool | None = None) -> None:
@@ -54,8 +30,6 @@ def enable_context_parallel(model: Any, groups: Groups, *, own: bool | None = No
     Raises:
         PlanError: the model's sequence cannot be split, or is split already.
     """
-    from drumline.diffusion.describe import shape_of
-
     plan = groups.plan
     if plan.sequence == 1:
         return
