@@ -3,36 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 import psutil
 from bench.processes import free_port
 
-_MARK = "DRUMLINE_CHAOS"
+from drumline.contract import RestartSettings, RunnerSettings
+
+if TYPE_CHECKING:
+    from chaos.clients import Clients
+
+MARK = "CHAOS_MARK"
 _READY_SECONDS = 60.0
 _GONE_SECONDS = 10.0
+_ANSWER_SECONDS = 35.0  # a long poll of the status takes up to 30
+#: As a kubelet that has just begun to back off.
+_RESTART_PAUSE = 0.2
 
 
 class Pod:
     """A server process and its descendants, restarted for ever.
 
+    Args:
+        folder: for its temporary files (``tmp``, which may be a small disk of its own), log and termination log.
+        ranks: world size.
+        restart: budget of the group.
+        environment: further variables.
+
     Attributes:
         url: where it listens.
         lives: how many times it was started.
-        dying: it was told to end, or has ended, and is not up again.
-        ranks: world size.
+        dying: it was told to end, or has ended, or may not be able to start, and is not up again.
+        problems: what was wrong about its ends.
+        ends: exit codes, oldest first.
+        said: the JSON object at the end of the last termination log; empty when there was none.
     """
 
-    def __init__(self, ranks: int, **settings: str) -> None:
+    def __init__(self, folder: Path, ranks: int, restart: RestartSettings, environment: dict[str, str]) -> None:
         self.ranks = ranks
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -40,65 +57,98 @@ class Pod:
         self.dying = False
         self.mark = uuid.uuid4().hex
         self.problems: list[str] = []
-        self.changed = asyncio.Event()
-        self._folder = tempfile.TemporaryDirectory(prefix="drumline-chaos-")
-        self.temp = Path(self._folder.name) / "tmp"
-        self.temp.mkdir()
-        self.log = Path(self._folder.name) / "log"
-        self._settings = settings
+        self.ends: list[int] = []
+        self.said: dict[str, Any] = {}
+        self.temp = folder / "tmp"
+        self.termination = folder / "termination-log"
+        self._log = folder / "log"
+        self._changed = asyncio.Condition()
+        self._settings = RunnerSettings(
+            target=f"{Path(__file__).with_name('worker.py')}:Chaos", world_size=ranks, device="cpu", port=self.port,
+            restart=restart, hang_timeout=3, cancel_grace=3, drain_delay=0, drain_timeout=5, max_queue_depth=16,
+            stream_buffer_bytes=4 << 20, log_format="json", termination_log=str(self.termination),
+        )  # fmt: skip
+        self._environment = environment
         self._over = False
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_READY_SECONDS))
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS))
+        self._start()
         self._watch = asyncio.create_task(self._run())
-        await self.ready()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._over = True
+        self._over = self.dying = True
+        self.process.send_signal(signal.SIGCONT)
         self.process.send_signal(signal.SIGTERM)
         await self._watch
         await self._session.close()
-        self._audit("after the end")
-        self._folder.cleanup()
 
     async def _run(self) -> None:
-        while not self._over:
-            self.start()
+        while True:
             code = await asyncio.to_thread(self.process.wait)
+            self.ends.append(code)
+            self.said = self._termination()
+            if not self.dying:
+                self.problems.append(f"life {self.lives} ended by itself with {code}: {self.tail()}")
+            elif self._over and code != 0:
+                self.problems.append(f"the server ended with {code} after SIGTERM: {self.tail()}")
             self.dying = True
-            self._wake()
-            if self._over and code != 0:
-                self.problems.append(f"the server ended with {code} after SIGTERM")
             await asyncio.to_thread(self._audit, f"after life {self.lives}")
+            if self._over:
+                return
+            await asyncio.sleep(_RESTART_PAUSE)
+            self._start()
+            async with self._changed:
+                self._changed.notify_all()
 
-    def start(self) -> None:
-        """Start the server."""
-        drumline = str(Path(sys.executable).with_name("drumline"))
-        worker = f"{Path(__file__).with_name('worker.py')}:Chaos"
-        command = [drumline, "run", worker, "-n", str(self.ranks), "--device", "cpu", "--port", str(self.port)]
+    def _start(self) -> None:
+        self.termination.write_bytes(b"")
         environment = {
-            **os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.temp), _MARK: self.mark,
-            "DRUMLINE_LOG_LEVEL": "warning", "DRUMLINE_DRAIN_DELAY": "0", "DRUMLINE_DRAIN_TIMEOUT": "5",
-            **self._settings,
+            **os.environ, **self._settings.to_env(), "OMP_NUM_THREADS": "1", "TMPDIR": str(self.temp), MARK: self.mark,
+            **self._environment,
         }  # fmt: skip
-        with self.log.open("ab") as log:
+        with self._log.open("ab") as log:
+            command = [str(Path(sys.executable).with_name("drumline")), "serve"]
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self.lives += 1
-        self.dying = False
-        self._wake()
 
-    def _wake(self) -> None:
-        self.changed.set()
-        self.changed = asyncio.Event()
+    # -- what the driver does
+
+    async def end(self, number: signal.Signals) -> None:
+        """Send ``number`` to the server, and wait until another one was started."""
+        lives, self.dying = self.lives, True
+        self.process.send_signal(number)
+        await self.another(lives)
+
+    async def another(self, lives: int) -> None:
+        """Wait until there is another server than that of life ``lives``."""
+        async with asyncio.timeout(_READY_SECONDS), self._changed:
+            await self._changed.wait_for(lambda: self.lives != lives)
+
+    async def post(self, path: str) -> int | None:
+        """Send an empty POST; return the status, None without an answer."""
+        try:
+            async with self._session.post(self.url + path) as answer:
+                return answer.status
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    async def date(self) -> str | None:
+        """Return the ``Date`` header of a healthy answer."""
+        try:
+            async with self._session.get(f"{self.url}/healthz") as answer:
+                return answer.headers.get("Date")
+        except (aiohttp.ClientError, TimeoutError):
+            return None
 
     # -- status
 
-    async def status(self, since: int | None = None) -> dict[str, Any] | None:
+    async def status(self, since: int | None = None, path: str = "/status") -> dict[str, Any] | None:
         """Return the server's status, after its next change when ``since`` is a version; None without an answer."""
         query = {} if since is None else {"since": str(since)}
         try:
-            async with self._session.get(f"{self.url}/status", params=query) as answer:
+            async with self._session.get(self.url + path, params=query) as answer:
                 status: dict[str, Any] = await answer.json(content_type=None)
                 return status
         except (aiohttp.ClientError, TimeoutError, ValueError):
@@ -123,7 +173,7 @@ class Pod:
                 since = status["version"]
         raise TimeoutError(f"not ready within {_READY_SECONDS:g} s: {await self.status()}\n{self.tail()}")
 
-    async def until_ready(self, clients: Any) -> None:
+    async def until_ready(self, clients: Clients) -> None:
         """Wait for readiness on behalf of a refused client, unless all is over."""
         if not clients.over:
             await self.ready()
@@ -135,7 +185,7 @@ class Pod:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get(_MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (psutil.Error, OSError):
                 continue
@@ -158,22 +208,33 @@ class Pod:
         for process in left:
             self.problems.append(f"{when}: process {process.pid} was left behind")
             process.kill()
-        files = [path.name for path in self.temp.iterdir()]
+        files = [path for path in self.temp.iterdir() if not path.name.startswith("chaos-")]
         if files:
-            self.problems.append(f"{when}: {files[:5]} were left in the temporary folder")
-            for path in self.temp.iterdir():
+            self.problems.append(f"{when}: {[path.name for path in files][:5]} were left in the temporary folder")
+            for path in files:
                 subprocess.run(["rm", "-rf", "--", str(path)], check=False)
 
-    def descriptors(self) -> int:
-        """Return how many file descriptors the server holds."""
-        try:
-            return psutil.Process(self.process.pid).num_fds()
-        except psutil.NoSuchProcess:
-            return 0
+    # -- log
+
+    def take_log(self) -> Iterator[bytes]:
+        """Yield the lines of the log so far, and forget them."""
+        with self._log.open("r+b") as log:
+            yield from (line for line in log if line.endswith(b"\n"))
+            log.truncate(0)  # the server appends
 
     def tail(self, size: int = 3000) -> str:
-        """Return the end of the server's log."""
+        """Return the end of the server's log, without what was cut."""
         try:
-            return self.log.read_text(errors="replace")[-size:]
+            with self._log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 50 * size))
+                lines = [line[:1000] for line in log if b'"level":"info"' not in line]
         except OSError:
             return ""
+        return b"".join(lines).decode(errors="replace")[-size:]
+
+    def _termination(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(self.termination.read_text().rpartition("\n")[2])
+        except ValueError:
+            return {}
+        return found

@@ -27,7 +27,7 @@ class Chaos(DistributedWorker):
 
         Args:
             streaming: send an update per step from rank 0.
-            secret: comes back in every update and in the result; no other request may ever see it.
+            secret: is printed, and comes back in every update and in the result; no other request may ever see it.
             steps: how many.
             pace: seconds that a step takes.
             pad: further characters per update, for readers that are slow.
@@ -37,6 +37,7 @@ class Chaos(DistributedWorker):
         import torch
         import torch.distributed as dist
 
+        self.rank_print(f"{secret} begins")
         if act and rank == self.rank:
             if act in RAISES:
                 raise RAISES[act]()
