@@ -143,7 +143,8 @@ class Clients:
         """Return the next request; ``changes`` are fields of :class:`Request`."""
         number, self.count = self.count, self.count + 1
         fields = {"stream": False, "steps": dice.randint(1, 12), **changes}
-        made = Request(number=number, secret=f"secret-{dice.getrandbits(64):016x}", **fields)  # type: ignore[arg-type]
+        secret = f"secret-{random.Random(f'{self.seed}-secret-{number}').getrandbits(64):016x}"
+        made = Request(number=number, secret=secret, **fields)  # type: ignore[arg-type]
         self.ledger.secrets[made.secret] = f"{ID_PREFIX}{number}"
         return made
 

@@ -54,7 +54,7 @@ class Report:
             f"{self.requests} requests: {outcomes}",
             f"{self.lives} lives of the server, {self.budgets} budgets used up"
             + (f"; memory of a server: {slopes} MiB per 100 faults" if slopes else ""),
-            *(f"WRONG: {wrong}" for wrong in self.wrongs),
+            *(f"WRONG: {wrong}" for wrong in self.wrongs[:20]),
         ]
         return "\n".join([*lines, "clean"] if not self.wrongs else lines)
 

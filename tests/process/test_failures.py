@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,19 @@ def make(**changes: Any) -> DistributedRunner:
     return DistributedRunner(Fails, world_size=2, device="cpu", **options)
 
 
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the shared group keeps its files."""
+    return tmp_path_factory.mktemp("temporary")
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def group(fuse: Path) -> AsyncIterator[DistributedRunner]:
+async def group(fuse: Path, temporary: Path) -> AsyncIterator[DistributedRunner]:
     runner = make()
-    async with asyncio.timeout(50):
-        await runner.start(fuse=str(fuse), collective=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        async with asyncio.timeout(50):
+            await runner.start(fuse=str(fuse), collective=True)
     yield runner
     await runner.stop()
 
@@ -411,6 +420,13 @@ async def test_ranks_that_fail_in_their_teardown() -> None:
         assert error.rank == rank  # type: ignore[union-attr]
         assert runner.status.state == "stopped"
         await runner.stop()
+
+
+async def test_a_restart_leaves_no_file_of_the_ranks_before(group: DistributedRunner, temporary: Path) -> None:
+    for _ in range(2):
+        await fails(group.invoke({"how": "kill", "rank": 1}), RankLost, LOST_SECONDS)
+        await serves(group)
+    assert len([path for path in temporary.rglob("*") if path.is_file()]) == 1, "where the ranks meet, for those of now"
 
 
 # -- the budget

@@ -277,6 +277,8 @@ class Incarnation:
                 rank.output.close()
             self._close_stacks(rank)
         self.page.close()
+        with suppress(OSError):
+            os.unlink(self._template.store)  # or every restart would leave one behind for as long as the server lives
 
 
 def make_on_report(current: Callable[[], Incarnation | None]) -> Callable[[wire.NurseryReport], None]:
