@@ -38,10 +38,8 @@ def main() -> int:
     if without and os.environ.get("CI"):
         print("in CI nothing may be left out")
         return 2
-    if args.quick:
-        faults = quick(args.seed, RANKS, without)
-    else:
-        faults = schedule(args.seed, args.faults, RANKS, without)[args.first :]
+    whole = schedule(args.seed, args.faults, RANKS, without)[args.first :]
+    faults = quick(args.seed, RANKS, without) if args.quick else whole
     print(f"seed {args.seed}, {len(faults)} faults", flush=True)
     with tempfile.TemporaryDirectory(prefix="drumline-chaos-") as folder:
         report = asyncio.run(run(args.seed, faults, args.callers, Path(folder)))
