@@ -110,6 +110,9 @@ bench-operator-quick: setup ## 100 apps: fails when a restart, a resync or an id
 chaos: setup ## Break a real server a thousand times while clients use it, and check every answer (ARGS="--seed 7")
 	$(PYTHON_HERE) -m chaos $(ARGS)
 
+chaos-quick: setup ## Every kind of fault once
+	$(PYTHON_HERE) -m chaos --quick --seed 1 $(ARGS)
+
 format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
