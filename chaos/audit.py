@@ -94,7 +94,9 @@ class Auditor:
         return {life: 100 * growth(points[1:]) for life, points in lives.items() if len(points) >= 5}
 
     def conclude(self) -> None:
-        """Note a life in which memory grew all the time."""
+        """Note a life in which memory grew all the time, and a log without what every request prints."""
+        if self.ledger.logged == 0:
+            self.ledger.wrongs.append("no request has printed anything: the check of the log sees nothing")
         for life, slope in self.slopes().items():
             if slope > _SLOPE:
                 self.ledger.wrongs.append(f"life {life} of the server grew by {slope:.1f} MiB per 100 faults")

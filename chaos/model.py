@@ -10,6 +10,7 @@ from typing import Any, Final
 
 #: Every secret looks like this, so that a foreign one is found wherever it lies.
 SECRET: Final = re.compile(r"secret-[0-9a-f]{16}")
+SECRET_PREFIX: Final = b"secret-"
 #: Request ids are made of it, so that a log line's request is known.
 ID_PREFIX: Final = "chaos-"
 
@@ -73,11 +74,19 @@ class Seen:
 
 @dataclass
 class Ledger:
-    """All verdicts: how requests ended, and what was wrong."""
+    """All verdicts.
+
+    Attributes:
+        ends: how requests ended.
+        wrongs: what was wrong.
+        secrets: request id by secret.
+        logged: lines of the log that had a secret.
+    """
 
     ends: dict[str, int] = field(default_factory=dict)
     wrongs: list[str] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)
+    logged: int = 0
 
     def judge(self, request: Request, seen: Seen) -> str:
         """Judge one request; return how it ended in one word."""
@@ -89,7 +98,9 @@ class Ledger:
     def judge_log(self, lines: Iterable[bytes]) -> None:
         """Judge lines of the server's log: a secret may only be in a line of its own request."""
         for line in lines:
-            self.wrongs += foreign_in_log(line, self.secrets)
+            if SECRET_PREFIX in line:
+                self.logged += 1
+                self.wrongs += foreign_in_log(line, self.secrets)
 
 
 def verdict(request: Request, seen: Seen) -> tuple[str, list[str]]:

@@ -130,6 +130,12 @@ def test_a_secret_may_only_be_in_a_line_of_its_request() -> None:
     assert foreign_in_log(f"Traceback: {OWN}".encode(), known), "no JSON"
 
 
+def test_the_ledger_judges_the_log_and_counts_what_it_saw() -> None:
+    ledger = Ledger(secrets={OWN: "chaos-7"})
+    ledger.judge_log([line("2 ranks ready"), line(OWN, request_id="chaos-7"), line(OWN, request_id="chaos-8")])
+    assert (ledger.logged, len(ledger.wrongs)) == (2, 1)
+
+
 # -- lastFailure
 
 KILLED = ("Killed", 9)
