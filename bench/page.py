@@ -22,7 +22,7 @@ _PLOTTED = ("latency", "rate-32", "image", "tensor", "first", "delay")
 
 _INTRO = """# Performance
 
-Made by `python -m bench.page` from `bench/results`. Repeat it with `make bench`, `make bench-peers`, `make bench-operator`.
+Made by `python -m bench.page` from `bench/results`. Repeat it with `make bench`, `make bench-peers`, `make bench-operator`, `make chaos`.
 Every figure is measured beside its floor in the same run, because only ratios mean something on another machine.
 
 """
@@ -43,6 +43,8 @@ def page() -> str:
         parts.append(_peers(peers))
     if (operator := load("operator-1000")) is not None:
         parts.append(_ours(operator, "Operator with 1,000 apps on fake nodes"))
+    if (chaos := load("chaos")) is not None:
+        parts.append(_chaos(chaos))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -87,6 +89,28 @@ def _peers(document: dict[str, Any]) -> str:
     lines += ["| | the request in flight | its client knew after | served again after |", "|---|---|---|---|"]
     for name, end in document["deaths"].items():
         lines.append(f"| {name} | {end['answer']} | {_seconds(end['told_s'])} | {_seconds(end['back_s'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _chaos(document: dict[str, Any]) -> str:
+    ends = ", ".join(f"{name} {count}" for name, count in document["outcomes"].items())
+    slopes = document["server_memory_mib_per_100_faults"]
+    grew = (
+        f" Memory of a server: {', '.join(f'{slope:+.1f}' for slope in slopes)} MiB per 100 faults." if slopes else ""
+    )
+    lines = [
+        f"## {sum(document['faults'].values()):,} faults",
+        "",
+        f"{_machine(document)} `make chaos` with seed {document['seed']}, {document['callers']} callers and {document['ranks']} ranks, "
+        f"{document['duration_s'] / 60:.0f} minutes: {len(document['findings']) or 'nothing'} wrong. "
+        f"[What is broken, and what must hold](../architecture/chaos.md).",
+        "",
+        f"{document['requests']:,} requests: {ends}. The server was started {document['server_lives']} times.{grew}",
+        "",
+        "| fault | how often | served again after, at most |",
+        "|---|---|---|",
+        *(f"| {kind} | {count} | {document['slowest_s'][kind]:.1f} s |" for kind, count in document["faults"].items()),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -30,7 +30,6 @@ class Sample:
         descriptors: of the server, without connections of clients.
         threads: of the server.
         memory: resident, of the server, in MiB.
-        nursery_memory: resident, of the ranks' parent, in MiB.
     """
 
     fault: int
@@ -38,7 +37,6 @@ class Sample:
     descriptors: int
     threads: int
     memory: float
-    nursery_memory: float
 
 
 @dataclass
@@ -63,13 +61,11 @@ class Auditor:
 
     def _look(self, fault: int, requests: int) -> None:
         where = f"after fault {fault}"
-        server, nursery = psutil.Process(self.pod.process.pid), self.pod.nursery()
-        assert nursery is not None
+        server = psutil.Process(self.pod.process.pid)
         held = _held(server)
         sample = Sample(
-            fault, self.pod.lives, sum(held.values()), server.num_threads(),
-            server.memory_info().rss / 2**20, nursery.memory_info().rss / 2**20,
-        )  # fmt: skip
+            fault, self.pod.lives, sum(held.values()), server.num_threads(), server.memory_info().rss / 2**20
+        )
         self.samples.append(sample)
         wrongs = self.ledger.wrongs
         if requests:
