@@ -22,7 +22,8 @@ _PLOTTED = ("latency", "rate-32", "image", "tensor", "first", "delay")
 
 _INTRO = """# Performance
 
-Made by `python -m bench.page` from `bench/results`. Repeat it with `make bench`, `make bench-peers`, `make bench-operator`, `make chaos`.
+Made by `python -m bench.page` from `bench/results`. Repeat it with `make bench`, `make bench-peers`, `make bench-operator`,
+`make chaos`.
 Every figure is measured beside its floor in the same run, because only ratios mean something on another machine.
 
 """
@@ -101,8 +102,8 @@ def _chaos(document: dict[str, Any]) -> str:
     lines = [
         f"## {sum(document['faults'].values()):,} faults",
         "",
-        f"{_machine(document)} `make chaos` with seed {document['seed']}, {document['callers']} callers and {document['ranks']} ranks, "
-        f"{document['duration_s'] / 60:.0f} minutes: {len(document['findings']) or 'nothing'} wrong. "
+        f"{_machine(document)} `make chaos` with seed {document['seed']}, {document['callers']} callers and "
+        f"{document['ranks']} ranks, {document['duration_s'] / 60:.0f} minutes: {len(document['findings']) or 'nothing'} wrong. "
         f"[What is broken, and what must hold](../architecture/chaos.md).",
         "",
         f"{document['requests']:,} requests: {ends}. The server was started {document['server_lives']} times.{grew}",
