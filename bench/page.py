@@ -103,7 +103,8 @@ def _chaos(document: dict[str, Any]) -> str:
         f"## {sum(document['faults'].values()):,} faults",
         "",
         f"{_machine(document)} `make chaos` with seed {document['seed']}, {document['callers']} callers and "
-        f"{document['ranks']} ranks, {document['duration_s'] / 60:.0f} minutes: {len(document['findings']) or 'nothing'} wrong. "
+        f"{document['ranks']} ranks, {document['duration_s'] / 60:.0f} minutes: "
+        f"{len(document['findings']) or 'nothing'} wrong. "
         f"[What is broken, and what must hold](../architecture/chaos.md).",
         "",
         f"{document['requests']:,} requests: {ends}. The server was started {document['server_lives']} times.{grew}",
