@@ -32,6 +32,7 @@ lint: setup ## Style and common mistakes (ruff), and whether what is generated i
 	PYTHONPATH=operator $(BIN)/python -m drumline_operator.crd --check
 	PYTHONPATH=operator $(BIN)/python -m drumline_operator.reference --check
 	$(BIN)/python tools/chart_values.py --check
+	$(BIN)/python -m bench.page --check
 
 reference: setup ## Write the pages of docs/reference that are generated, and the chart's values.yaml
 	PYTHONPATH=operator $(BIN)/python -m drumline_operator.reference --write
@@ -92,14 +93,42 @@ envtest: setup ## etcd and the API server alone, until Ctrl-C or for the time of
 gpu: setup ## Tests that need a CUDA device
 	HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m gpu $(ARGS) tests/gpu
 
-bench: setup ## Latency, throughput and start-up against their floors, saved as JSON
-	$(PYTHON_HERE) -m bench $(ARGS)
+bench: bench-floors ## The same as bench-floors
 
-bench-quick: setup ## The same, shorter and less exact
-	$(PYTHON_HERE) -m bench --quick $(ARGS)
+bench-floors: setup ## Latency, throughput and memory against their floors, saved as JSON
+	$(PYTHON_HERE) -m bench floors $(ARGS)
+
+bench-start: setup ## Start and restart, beside torch's import and bare forks
+	$(PYTHON_HERE) -m bench start $(ARGS)
+
+bench-sizes: setup ## A value in and out, from 64 bytes to 200 MiB
+	$(PYTHON_HERE) -m bench sizes $(ARGS)
+
+bench-ranks: setup ## One rank to eight
+	$(PYTHON_HERE) -m bench ranks $(ARGS)
+
+bench-streams: setup ## One stream to 512 at once: events a second, the first event, fairness
+	$(PYTHON_HERE) -m bench streams $(ARGS)
+
+bench-overload: setup ## Up to three times the requests that can be served
+	$(PYTHON_HERE) -m bench overload $(ARGS)
+
+bench-soak: setup ## Memory and descriptors over 100,000 requests and 10,000 streams
+	$(PYTHON_HERE) -m bench soak $(ARGS)
+
+bench-idle: setup ## Wake-ups and CPU of a server that nobody uses
+	$(PYTHON_HERE) -m bench idle $(ARGS)
+
+bench-all: setup ## All of these, in some ten minutes of a quiet machine, and the page with all figures
+	$(PYTHON_HERE) -m bench $(ARGS)
+	$(BIN)/python -m bench.page
 
 bench-peers: setup ## The same work behind other servers, each in an environment of its own, beside ours
 	$(BIN)/python -m bench.peers $(ARGS)
+
+bench-quick: setup ## About a minute of them: fails when a ratio to a floor is less than half as good as committed
+	$(PYTHON_HERE) -m bench --quick $(ARGS)
+	$(BIN)/python -m bench.peers --check
 
 bench-operator: setup ## The operator on a real control plane with up to 1,000 apps, beside a plain client; saved as JSON
 	$(BIN)/python -m bench.operator $(ARGS)

@@ -1,4 +1,4 @@
-"""``python -m bench``: measure floors and ours in one run, print the table, save it as JSON."""
+"""``python -m bench [PROGRAM ...]``: measure floors and ours in one run, print tables, save them as JSON."""
 
 from __future__ import annotations
 
@@ -6,50 +6,90 @@ import argparse
 import logging
 import sys
 import time
+from typing import Any
 
 import uvloop
 
-from bench.ours import BENCHES, QUICK, Effort
+from bench.compare import committed, compare
+from bench.program import Program
+from bench.programs import PROGRAMS
 from bench.report import Row, machine, save, table
 
 
-async def run(rounds: int, effort: Effort, only: list[str]) -> list[Row]:
-    """Run the benches, say which one is at work, and return their rows."""
+async def run(program: Program, rounds: int, quick: bool, only: list[str]) -> list[Row]:
+    """Run a program's benches, say which one is at work, and return their rows."""
     rows = []
-    for bench in BENCHES:
+    effort: Any = program.quick if quick else program.full
+    for bench in program.chosen(quick):
         if only and bench.__name__ not in only:
             continue
         started = time.perf_counter()
-        print(f"{bench.__name__:10} {(bench.__doc__ or '').splitlines()[0]}", end="", file=sys.stderr, flush=True)
+        words = (bench.__doc__ or "").splitlines()[0]
+        print(f"{program.name:8} {bench.__name__:10} {words}", end="", file=sys.stderr, flush=True)
         async for row in bench(rounds, effort):
-            rows.append(row)  # noqa: PERF401  # an async comprehension hides where it stops
+            row.quick = bench in program.chosen(True) and row.quick
+            rows.append(row)
         print(f"  {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return rows
 
 
-def main() -> None:
-    """Measure, print, save."""
-    names = [bench.__name__ for bench in BENCHES]
+def main() -> int:
+    """Measure, print, save; with ``--quick`` compare with what is committed, and return 1 when a ratio has fallen."""
+    names = [program.name for program in PROGRAMS]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about a minute: fewer and shorter rounds, less exact")
-    parser.add_argument("--rounds", type=int, help="rounds of each bench (default 7, with --quick 2)")
-    parser.add_argument("--only", nargs="+", choices=names, default=[], metavar="BENCH", help=f"of {', '.join(names)}")
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help=f"of {', '.join(names)} (default: all)")
     parser.add_argument(
-        "--name", help="save as bench/results/NAME.json (default: latest, with --quick or --only nothing)"
+        "--quick", action="store_true", help="short rounds; fails when a ratio is less than half as good as committed"
     )
+    parser.add_argument("--rounds", type=int, help="rounds of each bench")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="BENCH", help="some benches of a program; saves nothing"
+    )
+    parser.add_argument("--no-save", action="store_true", help="leave bench/results alone")
     args = parser.parse_args()
-    rounds = args.rounds or (2 if args.quick else 7)
+    if unknown := set(args.programs) - set(names):
+        parser.error(f"no such program: {', '.join(sorted(unknown))}; known are {', '.join(names)}")
     logging.getLogger("drumline").setLevel(logging.ERROR)  # restarts are part of the bench
+    worse = 0
+    for program in PROGRAMS:
+        if not args.programs or program.name in args.programs:
+            worse += measure(program, args)
+    return int(worse > 0)
+
+
+def measure(program: Program, args: argparse.Namespace) -> int:
+    """Run one program; return how many of its rows are worse than committed."""
+    rounds = args.rounds or (program.quick_rounds if args.quick else program.rounds)
     facts = machine()
     if facts["load_average"] > 0.5 * facts["usable_cores"]:
         print(f"the machine is busy (load {facts['load_average']}): ratios will be rough", file=sys.stderr)
-    rows = uvloop.run(run(rounds, QUICK if args.quick else Effort(), args.only))
-    print(table(rows))
-    name = args.name or (None if args.quick or args.only else "latest")
-    if name:
-        path = save(rows, name, rounds=rounds, quick=args.quick, facts=facts)
-        print(f"saved as {path.relative_to(path.parents[2])}")
+    rows = uvloop.run(run(program, rounds, args.quick, args.only))
+    print(f"\n{program.title}\n\n{table(rows)}\n", flush=True)
+    if args.quick:
+        return 0 if args.only else check(program, rounds, rows)
+    if not (args.only or args.no_save):
+        path = save(rows, program.name, rounds=rounds, quick=False, facts=facts)
+        print(f"saved as {path.relative_to(path.parents[2])}", flush=True)
+    return 0
+
+
+def check(program: Program, rounds: int, rows: list[Row]) -> int:
+    """Compare a quick run with the committed one; return how many rows are worse, in a second run, too.
+
+    One short round on a machine that does something else meanwhile says little: what is worse has to be so twice.
+    """
+    before = committed(program.name)
+    findings = compare(before, rows)
+    if any(finding.bad for finding in findings):
+        print("\n".join(map(str, findings)) + "\nonce more:", flush=True)
+        again = {row.key: row for row in uvloop.run(run(program, rounds, True, []))}
+        for row in rows:
+            row.values += again[row.key].values
+            row.parts += again[row.key].parts
+        findings = compare(before, rows)
+    print("\n".join(map(str, findings)) or "as good as committed", flush=True)
+    return sum(finding.bad for finding in findings)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,7 @@ import io
 import json
 import mmap
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from bench.processes import Http, free_port
+from bench.processes import Served, free_port
 
 PROMPT = "a sixty-four byte prompt, like the ones that people really write"
 
@@ -70,13 +71,115 @@ def _zmq_peer(address: str) -> None:
         socket.send(socket.recv())
 
 
+class PairEcho:
+    """Processes that block on a socket pair each and send back what they get; awaited together, like ranks."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._left = 0
+        self._done: asyncio.Future[None]
+
+    async def __aenter__(self) -> PairEcho:
+        self._loop = asyncio.get_running_loop()
+        self._sockets, self._processes = [], []
+        for _ in range(self._count):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            command = [sys.executable, "-m", "bench.floors", "pair", "--descriptor", str(theirs.fileno())]
+            self._processes.append(await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()]))
+            theirs.close()
+            self._sockets.append(ours)
+            self._loop.add_reader(ours, self._on_answer, ours)
+        await self.seconds(1)
+        return self
+
+    def _on_answer(self, answered: socket.socket) -> None:
+        answered.recv(4096)
+        self._left -= 1
+        if not self._left:
+            self._done.set_result(None)
+
+    async def seconds(self, count: int) -> list[float]:
+        """Return the seconds of ``count`` round trips of 64 bytes with all of them, one after another."""
+        taken = []
+        body = PROMPT.encode()
+        for _ in range(count):
+            started = time.perf_counter()
+            self._left, self._done = self._count, self._loop.create_future()
+            for each in self._sockets:
+                each.send(body)
+            await self._done
+            taken.append(time.perf_counter() - started)
+        return taken
+
+    async def __aexit__(self, *_: object) -> None:
+        for each in self._sockets:
+            self._loop.remove_reader(each)
+            each.close()
+        for process in self._processes:
+            await process.wait()
+
+
+def _pair_peer(descriptor: int) -> None:
+    with socket.socket(fileno=descriptor) as pair:
+        while data := pair.recv(4096):
+            pair.send(data)
+
+
+class Gloo:
+    """Forked processes that have made a ``gloo`` group and done nothing else: what torch itself costs while idle."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __enter__(self) -> int:
+        command = [sys.executable, "-m", "bench.floors", "gloo", "--count", str(self._count)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+        return self._process.pid
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self._process.communicate(timeout=60)
+
+
+def fork_seconds(count: int) -> float:
+    """Return the seconds until ``count`` processes, forked from one that has imported torch, have made a group."""
+    command = [sys.executable, "-m", "bench.floors", "gloo", "--count", str(count)]
+    out = subprocess.run(command, check=True, input=b"", stdout=subprocess.PIPE, timeout=120).stdout
+    return float(out)
+
+
+def _gloo(count: int) -> None:
+    """Fork ``count`` members, print the seconds until all have joined, and end when standard input does."""
+    import torch.distributed as dist
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        ready, ready_end = os.pipe()
+        for rank in range(count):
+            if os.fork():
+                continue
+            dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", count), rank=rank, world_size=count)  # type: ignore[attr-defined]  # exported at run time only
+            os.write(ready_end, b".")
+            sys.stdin.buffer.read()
+            os._exit(0)
+        joined = 0
+        while joined < count:
+            joined += len(os.read(ready, count))
+        print(time.perf_counter() - started, flush=True)
+        sys.stdin.buffer.read()
+        for _ in range(count):
+            os.wait()
+
+
 class BareFastAPI:
     """FastAPI on uvicorn (uvloop, httptools) in its own process; one route that takes and returns a pydantic model."""
 
-    def __enter__(self) -> Http:
+    def __enter__(self) -> Served:
         port = free_port()
         self._process = subprocess.Popen([sys.executable, "-m", "bench.bare_http", str(port)])
-        http = Http(port)
+        http = Served(port, self._process)
         http.wait_until_up(self._process)
         return http
 
@@ -110,11 +213,11 @@ def jpegs_per_second(pictures: list[Any], count: int, quality: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def import_seconds() -> float:
-    """Return the seconds from the start of an interpreter until it has imported torch."""
+def import_seconds(module: str = "torch") -> float:
+    """Return the seconds from the start of an interpreter until it has imported ``module``."""
     started = time.perf_counter()
     with subprocess.Popen(
-        [sys.executable, "-c", "import torch; print(flush=True)"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", f"import {module}; print(flush=True)"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -150,11 +253,17 @@ def memory_of(pid: int) -> dict[str, int]:
 def main() -> None:
     """Be a floor's other process."""
     parser = argparse.ArgumentParser(prog="python -m bench.floors", description=main.__doc__)
-    parser.add_argument("what", choices=["zmq", "memory"])
+    parser.add_argument("what", choices=["zmq", "memory", "pair", "gloo"])
     parser.add_argument("--address")
+    parser.add_argument("--descriptor", type=int)
+    parser.add_argument("--count", type=int)
     args = parser.parse_args()
     if args.what == "zmq":
         _zmq_peer(args.address)
+    elif args.what == "pair":
+        _pair_peer(args.descriptor)
+    elif args.what == "gloo":
+        _gloo(args.count)
     else:
         _print_memory()
 

@@ -15,7 +15,8 @@ from typing import cast
 
 import uvloop
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+from bench.http_bytes import head_of, post
+
 _SENT = re.compile(rb'"sent_ns": ?(\d+)')
 
 
@@ -70,6 +71,7 @@ class Connection(asyncio.Protocol):
         self.run = run
         self.served = 0
         self._buffer = b""
+        self._left = 0
         self._stream = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,27 +87,33 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Read an answer, whole or a part of it."""
         now = time.perf_counter()
+        if self._left:  # a large body is counted, not kept
+            self._body(len(data), now)
+            return
         if self._buffer:
             data = self._buffer + data
         if self._stream:
             self._read_stream(data, now)
             return
-        head = data.find(b"\r\n\r\n")
-        if head < 0:
+        head = head_of(data)
+        if head is None:
             self._buffer = data
             return
-        if not data.startswith(b"HTTP/1.1 200"):
+        self._buffer = b""
+        if head.status != 200:
             self.run.finish(now, RuntimeError(f"answer: {data[:500]!r}"))
-            return
-        length = _LENGTH.search(data, 0, head)
-        if length is None:
-            self._stream, self._buffer = True, b""
-            self._read_stream(data[head + 4 :], now)
-        elif len(data) >= head + 4 + int(length[1]):
-            self._buffer = b""
-            self._answered(now)
+        elif head.length is None:
+            self._stream = True
+            self._read_stream(data[head.size :], now)
         else:
-            self._buffer = data
+            self._left = head.length
+            self._body(len(data) - head.size, now)
+
+    def _body(self, size: int, now: float) -> None:
+        self._left -= size
+        if self._left <= 0:
+            self._left = 0
+            self._answered(now)
 
     def _read_stream(self, data: bytes, now: float) -> None:
         """Note the updates in ``data``; the empty chunk ends the answer."""
@@ -142,15 +150,15 @@ async def main() -> None:
     parser.add_argument("--path", default="/")
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--body", default="{}")
+    parser.add_argument("--pad", type=int, default=0, help="characters of a field `value` that is added to the body")
     parser.add_argument("--requests", type=int, help="end after so many answers")
     parser.add_argument("--seconds", type=float, help="end after so long")
     parser.add_argument("--warmup", type=float, default=0.3, help="seconds that are not counted")
     args = parser.parse_args()
-    body = args.body.encode()
-    request = (
-        f"POST {args.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+    body = json.loads(args.body)
+    if args.pad:
+        body["value"] = "x" * args.pad
+    request = post(args.path, json.dumps(body).encode())
     run = Run(request, args.requests, args.seconds, args.warmup)
     loop = asyncio.get_running_loop()
     made = [

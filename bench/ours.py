@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 from bench import floors
-from bench.processes import Http, free_port
+from bench.group import in_turn, running, serving
+from bench.program import Program
 from bench.report import Row
 from drumline.distributed import DistributedRunner
 from drumline.rank.updates import PREVIEW_QUALITY
 from drumline.testing import bench_workers
 
-RANKS = 2
 CALLERS = 32
 REQUEST = {"prompt": floors.PROMPT}
 ZMQ_ADDRESS = "127.0.0.1"
@@ -47,46 +40,6 @@ class Effort:
 QUICK = Effort(
     calls=500, http_calls=300, http_seconds=1.0, copies=10, events=50, firsts=30, pictures=40, caller_calls=50
 )
-
-
-async def in_turn(
-    round_number: int, floor: Callable[[], Awaitable[Any]], ours: Callable[[], Awaitable[Any]]
-) -> tuple[Any, Any]:
-    """Run both, the floor first in even rounds; return what they returned."""
-    gc.collect()
-    if round_number % 2:
-        our = await ours()
-        return await floor(), our
-    return await floor(), await ours()
-
-
-@asynccontextmanager
-async def running(worker: type, **options: Any) -> AsyncIterator[DistributedRunner]:
-    """Start a runner of two CPU ranks and stop it."""
-    runner = DistributedRunner(worker, world_size=RANKS, device="cpu", **options)
-    await runner.start(timeout=120)
-    try:
-        yield runner
-    finally:
-        await runner.stop()
-
-
-@asynccontextmanager
-async def serving(worker: str) -> AsyncIterator[Http]:
-    """Start ``drumline run`` with a worker of ``bench_workers`` and stop it."""
-    port = free_port()
-    command = [str(Path(sys.executable).with_name("drumline")), "run", f"{bench_workers.__name__}:{worker}"]
-    environment = {**os.environ, "DRUMLINE_LOG_LEVEL": "warning", "DRUMLINE_DRAIN_DELAY": "0"}
-    process = subprocess.Popen(  # noqa: ASYNC220  # it only forks
-        [*command, "-n", str(RANKS), "--device", "cpu", "--port", str(port)], env=environment
-    )
-    try:
-        http = Http(port)
-        await asyncio.to_thread(http.wait_until_up, process)
-        yield http
-    finally:
-        process.terminate()
-        await asyncio.to_thread(process.wait, 60)
 
 
 async def invoke_seconds(runner: DistributedRunner, count: int) -> list[float]:
@@ -268,29 +221,6 @@ async def previews(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     yield row
 
 
-async def starts(rounds: int, effort: Effort) -> AsyncIterator[Row]:
-    """``start()`` of a group from nothing, beside ``import torch`` in a fresh interpreter."""
-    del effort
-    row = Row("start", "start() to ready / import torch", 1.3)
-
-    async def floor() -> float:
-        return await asyncio.to_thread(floors.import_seconds)
-
-    async def ours() -> float:
-        runner = DistributedRunner(bench_workers.Echo, world_size=RANKS, device="cpu")
-        started = time.perf_counter()
-        await runner.start(timeout=120)
-        taken = time.perf_counter() - started
-        await runner.stop()
-        return taken
-
-    await floor()  # reads the files once, for both
-    for i in range(rounds):
-        floor_seconds, our_seconds = await in_turn(i, floor, ours)
-        row.add(our_seconds / floor_seconds, ours_s=our_seconds, floor_s=floor_seconds)
-    yield row
-
-
 async def memory(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     """Memory of a rank with a trivial worker, over a process that has only imported torch."""
     del effort
@@ -309,35 +239,11 @@ async def memory(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     yield unique
 
 
-async def restarts(rounds: int, effort: Effort) -> AsyncIterator[Row]:
-    """From SIGKILL of a rank until the new group is ready."""
-    del effort
-    row = Row("restart", "restart of a group after SIGKILL, trivial setup", 0.3, "s")
-    async with running(bench_workers.Echo) as runner:
-        for i in range(rounds):
-            await runner.invoke(REQUEST)  # without a request between, the next restart is held back
-            status = runner.status
-            pid = status.ranks[i % RANKS].pid
-            assert pid is not None
-            before = status.restarts
-            started = time.perf_counter()
-            os.kill(pid, signal.SIGKILL)
-            while status.state != "ready" or status.restarts == before:
-                status = await runner.wait_status(status.version, 30)
-            ready = time.perf_counter() - started
-            await runner.invoke(REQUEST)
-            row.add(ready, first_answer_s=time.perf_counter() - started)
-    yield row
-
-
-BENCHES: list[Callable[[int, Effort], AsyncIterator[Row]]] = [
-    invokes,
-    http,
-    tensors,
-    streams,
-    previews,
-    starts,
-    callers,
-    memory,
-    restarts,
-]
+PROGRAM = Program(
+    name="floors",
+    title="Against the floors",
+    benches=(invokes, http, tensors, streams, previews, callers, memory),
+    full=Effort(),
+    quick=QUICK,
+    quick_benches=(invokes, previews),
+)

@@ -12,8 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.curves import draw, tables
 from bench.peers.measures import MEASURES
-from bench.report import RESULTS, Row, number, table
+from bench.program import Program
+from bench.programs import PROGRAMS
+from bench.report import RESULTS, number, read, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "performance.md"
 PLOTS = PAGE.parent / "performance"
@@ -22,9 +25,10 @@ _PLOTTED = ("latency", "rate-32", "image", "tensor", "first", "delay")
 
 _INTRO = """# Performance
 
-Made by `python -m bench.page` from `bench/results`. Repeat it with `make bench`, `make bench-peers`, `make bench-operator`,
-`make chaos`.
-Every figure is measured beside its floor in the same run, because only ratios mean something on another machine.
+Made by `python -m bench.page` from `bench/results`. Repeat it with `make bench-all`, or a part of it with `make bench-floors`,
+`bench-start`, `bench-sizes`, `bench-ranks`, `bench-streams`, `bench-overload`, `bench-soak`, `bench-idle`, `bench-peers`,
+`bench-operator`, `make chaos`. Every figure is measured beside its floor in the same run, because only ratios mean something on another
+machine; `make bench-quick` in CI fails when one is less than half as good as here.
 
 """
 
@@ -37,13 +41,12 @@ def load(name: str) -> dict[str, Any] | None:
 
 def page() -> str:
     """Return the page."""
-    parts = [_INTRO]
-    if (ours := load("latest") or load("two-cores-shared")) is not None:
-        parts.append(_ours(ours, "Against the floors"))
+    documents = ((program, load(program.name)) for program in PROGRAMS)
+    parts = [_INTRO, *(_section(program, document) for program, document in documents if document is not None)]
     if (peers := load("peers")) is not None:
         parts.append(_peers(peers))
     if (operator := load("operator-1000")) is not None:
-        parts.append(_ours(operator, "Operator with 1,000 apps on fake nodes"))
+        parts.append(_rows(operator, "Operator with 1,000 apps on fake nodes"))
     if (chaos := load("chaos")) is not None:
         parts.append(_chaos(chaos))
     return "\n".join(parts).rstrip() + "\n"
@@ -58,11 +61,25 @@ def _machine(document: dict[str, Any]) -> str:
     )
 
 
-def _ours(document: dict[str, Any], title: str) -> str:
-    known = Row.__dataclass_fields__
-    rows = [Row(**{key: value for key, value in row.items() if key in known}) for row in document["rows"]]
-    rounds = f"{document['rounds']} rounds" + (", shortened" if document["quick"] else "")
-    return f"## {title}\n\n{_machine(document)} Medians of {rounds}.\n\n{table(rows)}\n"
+def _rows(document: dict[str, Any], title: str, intro: str = "") -> str:
+    rows = [row for row in read(document) if not row.curve]
+    rounds = _times(document["rounds"]) + (", shortened" if document["quick"] else "")
+    words = f"{_machine(document)} Medians of {rounds}. {intro}".strip()
+    return f"## {title}\n\n{words}\n" + (f"\n{table(rows)}\n" if rows else "")
+
+
+def _times(rounds: int) -> str:
+    return "one round" if rounds == 1 else f"{rounds} rounds"
+
+
+def _section(program: Program, document: dict[str, Any]) -> str:
+    text = _rows(document, program.title, program.intro)
+    if curves := tables(program, read(document)):
+        text += f"\n{curves}\n"
+    if program.plots:
+        pictures = [f"![{plot.title}](performance/{program.name}-{plot.name}.svg)" for plot in program.plots]
+        text += "\n" + "\n".join(pictures) + "\n"
+    return text
 
 
 def _peers(document: dict[str, Any]) -> str:
@@ -133,15 +150,25 @@ def _seconds(value: float | None) -> str:
     return "not within 30 s" if value is None else f"{value:.2f} s"
 
 
-def plot(document: dict[str, Any]) -> None:
-    """Write one bar chart per measure."""
+def plots() -> None:
+    """Write all pictures."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "drumline"
+    PLOTS.mkdir(exist_ok=True)
+    for program in PROGRAMS:
+        if (document := load(program.name)) is not None:
+            for each in program.plots:
+                draw(program, each, read(document), PLOTS / f"{program.name}-{each.name}.svg")
+    if (peers := load("peers")) is not None:
+        _plot_peers(peers)
+
+
+def _plot_peers(document: dict[str, Any]) -> None:
+    """Write one bar chart per measure."""
     from matplotlib import pyplot
 
-    PLOTS.mkdir(exist_ok=True)
     figures = document["figures"]
     names = [name for name in ("floor", *_ORDER) if name in figures]
     for key in _PLOTTED:
@@ -172,8 +199,7 @@ def main() -> int:
         print("up to date" if same else f"{PAGE.name} is not what bench/results gives: run python -m bench.page")
         return int(not same)
     PAGE.write_text(text)
-    if (peers := load("peers")) is not None:
-        plot(peers)
+    plots()
     print(f"wrote {PAGE.relative_to(PAGE.parents[2])}")
     return 0
 

@@ -9,8 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import psutil
 
 
 def free_port() -> int:
@@ -43,6 +47,21 @@ class Load:
     def per_second(self) -> float:
         """Answers a second, all connections together."""
         return sum(self.served) / self.seconds
+
+
+@dataclass
+class OpenLoad:
+    """What the open-loop client saw.
+
+    Attributes:
+        sent: requests.
+        seconds: from the first request to the last answer.
+        latencies: by status, seconds per answer, from when the request was due.
+    """
+
+    sent: int
+    seconds: float
+    latencies: dict[int, list[float]]
 
 
 @dataclass(frozen=True)
@@ -106,14 +125,54 @@ class Http:
             raise RuntimeError(f"{process.args!r} ended with {code}")
         raise RuntimeError(f"no answer from port {self.port} in {timeout} s")
 
+    @contextmanager
+    def visited(self, path: str) -> Iterator[bytes]:
+        """``GET path`` on a connection that stays open inside of the block; gives the body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=35)
+        try:
+            connection.request("GET", path)
+            yield connection.getresponse().read()
+        finally:
+            connection.close()
+
     async def load(self, body: dict[str, Any], *, connections: int = 1, path: str = "/", **options: float) -> Load:
         """Run the load client in its own process; ``options`` are its ``--requests``, ``--seconds``, ``--warmup``."""
         command = [sys.executable, "-m", "bench.http_load", "--port", str(self.port), "--path", path]
         command += ["--connections", str(connections), "--body", json.dumps(body)]
         for name, value in options.items():
             command += [f"--{name}", str(value)]
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-        out, _ = await process.communicate()
-        if process.returncode:
-            raise RuntimeError(f"the load client failed with {process.returncode}")
-        return Load(**json.loads(out))
+        return Load(**await _output(command))
+
+    async def open_load(self, body: dict[str, Any], *, rate: float, seconds: float, path: str = "/") -> OpenLoad:
+        """Run the open-loop client in its own process: ``rate`` requests a second for ``seconds``."""
+        command = [sys.executable, "-m", "bench.open_load", "--port", str(self.port), "--path", path]
+        command += ["--rate", str(rate), "--seconds", str(seconds), "--body", json.dumps(body)]
+        seen = await _output(command)
+        by_status = {int(status): latencies for status, latencies in seen["latencies"].items()}
+        return OpenLoad(seen["sent"], seen["seconds"], by_status)
+
+
+@dataclass(frozen=True)
+class Served(Http):
+    """A server of ours, or a floor's.
+
+    Attributes:
+        process: its first process.
+    """
+
+    process: subprocess.Popen[bytes]
+
+
+async def _output(command: list[str]) -> dict[str, Any]:
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    out, _ = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the load client failed with {process.returncode}")
+    seen: dict[str, Any] = json.loads(out)
+    return seen
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Return a process and all that it started, itself first."""
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]

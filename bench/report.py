@@ -29,6 +29,9 @@ class Row:
         values: one per round.
         parts: per round the figures that the value was made of, e.g. ``{"ours_us": 48.0, "floor_us": 115.1}``.
         note: what one needs to know to read it.
+        curve: for one point of a curve, the curve's name; ``title`` is then the same for all of its points.
+        x: where on the curve, in the unit of the program's axis.
+        quick: measured with ``--quick``, too, where it is compared with what is committed.
     """
 
     key: str
@@ -39,6 +42,9 @@ class Row:
     values: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
     note: str = ""
+    curve: str = ""
+    x: float | None = None
+    quick: bool = True
 
     def add(self, value: float, **parts: float) -> None:
         """Add one round."""
@@ -66,7 +72,7 @@ class Row:
         return ", ".join(words)
 
 
-UNITS = {"us": "µs", "ms": "ms", "s": "s", "rps": "/s", "MiB": "MiB", "n": ""}
+UNITS = {"us": "µs", "ms": "ms", "s": "s", "rps": "/s", "MiB": "MiB", "KiB": "KiB", "B": "B", "pct": "%", "n": ""}
 
 
 def number(value: float) -> str:
@@ -120,6 +126,12 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def read(document: dict[str, Any]) -> list[Row]:
+    """Return the rows of a saved document."""
+    known = Row.__dataclass_fields__
+    return [Row(**{key: value for key, value in row.items() if key in known}) for row in document["rows"]]
 
 
 def save(rows: list[Row], name: str, *, rounds: int, quick: bool, facts: dict[str, Any]) -> Path:

@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
+from bench.compare import compare
 from bench.peers.contestants import CONTESTANTS, Contestant, running
 from bench.peers.measures import MEASURES, QUICK, Death, Effort, death
-from bench.report import RESULTS, machine, number
+from bench.report import RESULTS, Row, machine, number
 
 Figures = dict[str, dict[str, list[float]]]
 """By contestant and measure: one value per round."""
@@ -73,12 +74,40 @@ def table(figures: Figures) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def rows_of(figures: Figures) -> list[Row]:
+    """Return ours against the floor, one row per measure, to be compared with another run."""
+    rows = []
+    for measure in MEASURES:
+        ours, floor = figures["drumline"].get(measure.key), figures["floor"].get(measure.key)
+        if ours and floor:
+            row = Row(f"peers-{measure.key}", measure.title, at_least=measure.more_is_better)
+            for our, bare in zip(ours, floor, strict=True):
+                row.add(our / bare, ours_n=our, floor_n=bare)
+            rows.append(row)
+    return rows
+
+
+def check(contestants: list[Contestant], count: int, figures: Figures) -> int:
+    """Compare with the committed figures; 1 when ours is less than half as good, in a second run, too."""
+    before = rows_of(json.loads((RESULTS / "peers.json").read_text())["figures"])
+    findings = compare(before, rows_of(figures))
+    if any(finding.bad for finding in findings):
+        _say("\n".join(map(str, findings)) + "\nonce more:")
+        again = asyncio.run(rounds(contestants, count, QUICK))
+        for name, measures in figures.items():
+            for key, values in measures.items():
+                values.extend(again[name].get(key, []))
+        findings = compare(before, rows_of(figures))
+    print("\n".join(map(str, findings)) or "as good as committed")
+    return int(any(finding.bad for finding in findings))
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    """Measure, print, save."""
+def main() -> int:
+    """Measure, print, save; with ``--check`` return 1 when a ratio has fallen."""
     names = [contestant.name for contestant in CONTESTANTS]
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="shorter and less exact")
@@ -89,8 +118,15 @@ def main() -> None:
     parser.add_argument(
         "--name", help="save as bench/results/NAME.json (default: peers; with --quick or --only nothing)"
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="ours and the floor alone, --quick; fails when less than half as good as committed",
+    )
     parser.add_argument("--no-deaths", action="store_true", help="kill nothing")
     args = parser.parse_args()
+    if args.check:
+        args.quick, args.only, args.no_deaths = True, ["floor", "drumline"], True
     count = args.rounds or (1 if args.quick else 5)
     chosen = [contestant for contestant in CONTESTANTS if contestant.name in args.only]
     facts: dict[str, Any] = machine()
@@ -101,6 +137,8 @@ def main() -> None:
         print(
             f"{name}: killed in flight: {end.answer}, told after {_seconds(end.told_s)}, serves after {_seconds(end.back_s)}"
         )
+    if args.check:
+        return check(chosen, count, figures)
     name = args.name or (None if args.quick or args.only != names else "peers")
     if name:
         document = {
@@ -115,6 +153,7 @@ def main() -> None:
         path = RESULTS / f"{name}.json"
         path.write_text(json.dumps(document, indent=1) + "\n")
         print(f"saved as {path.relative_to(RESULTS.parents[1])}")
+    return 0
 
 
 def _seconds(value: float | None) -> str:
@@ -122,4 +161,4 @@ def _seconds(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -64,6 +64,54 @@ class Previews(DistributedWorker):
         return {"count": count}
 
 
+class Values(DistributedWorker):
+    """Takes and returns values of any kind and size."""
+
+    def setup(self) -> None:
+        """Have nothing yet."""
+        self._made: tuple[str, int, Any] = ("", 0, None)
+
+    def __call__(
+        self, streaming: bool = False, *, value: Any = None, kind: str = "none", size: int = 0
+    ) -> dict[str, Any]:
+        """Return ``{"value": v}``: of ``size`` bytes and of ``kind`` (see :func:`value_of`), made when first asked for."""
+        if self._made[:2] != (kind, size):
+            self._made = (kind, size, value_of(kind, size))
+        return {"value": self._made[2]}
+
+
+class Paced(DistributedWorker):
+    """Takes a given time for each request, without using a core: what a GPU's work looks like to the server."""
+
+    def __call__(self, streaming: bool = False, *, seconds: float = 0.002) -> dict[str, Any]:
+        """Return ``{}`` after ``seconds``."""
+        time.sleep(seconds)  # the workload
+        return {}
+
+
+def value_of(kind: str, size: int) -> Any:
+    """Return a value of ``size`` bytes.
+
+    Args:
+        kind: ``text``, ``array`` (uint8), ``tensor`` (uint8), ``image`` (RGB, about square), ``none``.
+        size: bytes; of an image, of its pixels.
+    """
+    if kind == "text":
+        return "x" * size
+    if kind == "array":
+        import numpy as np
+
+        return np.arange(size, dtype=np.uint64).astype(np.uint8)
+    if kind == "tensor":
+        import torch
+
+        return torch.arange(size).to(torch.uint8)
+    if kind == "image":
+        side = max(1, round((size / 3) ** 0.5))
+        return picture(0).resize((side, side))
+    return None
+
+
 def picture(seed: int, size: int = PREVIEW_SIZE) -> Image:
     """Return an RGB picture with soft colours and some grain, about as hard to encode as a photograph."""
     import numpy as np
