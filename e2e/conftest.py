@@ -56,10 +56,12 @@ def cluster() -> Iterator[Cluster]:
         impossible(reason)
     chosen = provider.choose(report=lambda _: None)
     ran = chosen.kubeconfig.exists()
-    chosen.up()
-    yield chosen
-    if not ran and not os.environ.get("E2E_KEEP"):
-        chosen.down()
+    try:  # whoever interrupts it while it comes up must not be left with half of it
+        chosen.up()
+        yield chosen
+    finally:
+        if not ran and not os.environ.get("E2E_KEEP"):
+            chosen.down()
 
 
 @pytest.fixture(scope="session")
