@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -41,6 +42,8 @@ def main() -> int:
     whole = schedule(args.seed, args.faults, RANKS, without)[args.first :]
     faults = quick(args.seed, RANKS, without) if args.quick else whole
     print(f"seed {args.seed}, {len(faults)} faults", flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # whoever stops the driver does not leave its server behind
     with tempfile.TemporaryDirectory(prefix="drumline-chaos-") as folder:
         report = asyncio.run(run(args.seed, faults, args.callers, Path(folder)))
     print(report.text())

@@ -18,7 +18,7 @@ STEADY: Final = {
 FATAL: Final = {"kill-server": 4, "drain-server": 4, "fill-disk-and-kill-server": 1, "freeze-nursery": 1}
 #: The server lives through this many faults, so that what it leaks adds up, and through none for long in the rest.
 ROUND: Final = 250
-_STEADY_PART: Final = 215
+_STEADY_PART: Final = 225
 
 
 @dataclass(frozen=True)
