@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -121,6 +124,8 @@ class DistributedWorker:
     def rank_print(self, message: object, debug: bool = False) -> None:
         """Print one line; the log shows it with this rank and the request id.
 
+        That an earlier request has closed or replaced ``sys.stdout`` does not fail this one.
+
         Args:
             message: anything printable.
             debug: show it at log level debug only.
@@ -128,7 +133,13 @@ class DistributedWorker:
         if debug:
             logging.getLogger("drumline.worker").debug("%s", message)
         else:
-            print(message, flush=True)  # noqa: T201  # the rank's output is the log
+            text = f"{message}\n"
+            try:
+                sys.stdout.write(text)  # the rank's output is the log
+                sys.stdout.flush()
+            except Exception:
+                with contextlib.suppress(OSError):
+                    os.write(2, text.encode("utf-8", "backslashreplace"))  # the same pipe
 
     def _lent(self) -> Services:
         if self._services is None:

@@ -27,6 +27,7 @@ class Poison(DistributedWorker):
             how: ``return`` a result, or send it as an ``update``; ``async``: from a coroutine.
             rank: where.
         """
+        self.rank_print(f"to do: {act or 'nothing'}")  # works, whatever an earlier request has done to the output
         if not act or rank not in (self.rank, -1):
             return {"fine": True}
         if how == "async":
