@@ -14,6 +14,18 @@ from drumline_operator.manifests.names import INPUTS, RENDERED_BY, TEMPLATE
 _KEYS: Final = ("name", "mountPath", "containerPort", "port", "uid")
 _QUANTITIES: Final = {"limits", "requests", "sizeLimit"}
 _LONGEST: Final = 80
+#: Fields of a pod template and of its owners that the API server leaves out when they are false or 0: for it that is the
+#: same as not given. Of every other one (``automountServiceAccountToken``) a false that is missing is a difference.
+_OMITTED: Final = frozenset(
+    """chapAuthDiscovery chapAuthSession hostIPC hostNetwork hostPID paused publishNotReadyAddresses readOnly sslEnabled
+    stdin stdinOnce tty failureThreshold healthCheckNodePort hostPort initialDelaySeconds minReadySeconds nodePort partition
+    periodSeconds successThreshold timeoutSeconds""".split()
+)
+#: The same for maps; any other ``{}`` is a structure that means something (``emptyDir``).
+_MAPS: Final = frozenset(
+    """annotations labels limits matchLabels nodeSelector options overhead requests selector userAnnotations
+    volumeAttributes""".split()
+)
 #: What only follows from another change is named when there is no other.
 _FOLLOWS: Final = (*(f"annotations.{name}" for name in (INPUTS, RENDERED_BY, TEMPLATE)), "[DRUMLINE_REVISION].value")
 
@@ -31,8 +43,8 @@ def first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str
 
 
 def _differences(wanted: Any, found: Any, place: str) -> Iterator[tuple[str, str]]:
-    if not wanted and found is None:
-        return  # the API server leaves out what is empty
+    if found is None and _left_out(wanted, place.rpartition(".")[2]):
+        return
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):
         for key in sorted(wanted, key=lambda key: (key == "metadata", key)):
             yield from _differences(wanted[key], found.get(key), f"{place}.{key}")
@@ -40,6 +52,13 @@ def _differences(wanted: Any, found: Any, place: str) -> Iterator[tuple[str, str
         yield from _differences_of_lists(wanted, found, place)
     elif not _same(wanted, found, place):
         yield place, f"{place}: {_short(found)} -> {_short(wanted)}"
+
+
+def _left_out(wanted: Any, field: str) -> bool:
+    """Whether the API server keeps nothing of such a value."""
+    if wanted in ("", []) or wanted is None:
+        return True
+    return field in (_MAPS if isinstance(wanted, Mapping) else _OMITTED) and not wanted
 
 
 def _same(wanted: Any, found: Any, place: str) -> bool:

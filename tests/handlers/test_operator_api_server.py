@@ -117,6 +117,15 @@ DRIFTS: dict[str, tuple[str, list[dict[str, Any]]]] = {
         "Deployment",
         [{"op": "replace", "path": f"{POD}/volumes/2", "value": {"name": "shm", "hostPath": {"path": "/"}}}],
     ),
+    "volume without any field": (
+        "Deployment",
+        [{"op": "replace", "path": f"{POD}/volumes/0", "value": {"name": "tmp", "hostPath": {"path": "/"}}}],
+    ),
+    "no service account's token": ("Deployment", [{"op": "remove", "path": f"{POD}/automountServiceAccountToken"}]),
+    "no more privileges": (
+        "Deployment",
+        [{"op": "remove", "path": f"{WORKER}/securityContext/allowPrivilegeEscalation"}],
+    ),
     "selector of pods": ("PodDisruptionBudget", [{"op": "replace", "path": "/spec/selector", "value": {}}]),
 }
 
@@ -142,6 +151,100 @@ async def test_what_somebody_changed_so_that_both_do_not_fit_is_replaced(cluster
     assert (await run(cluster, name)).actions == 0
     ours = [each["operation"] for each in live["metadata"]["managedFields"] if each["manager"] == "drumline-operator"]
     assert ours == ["Apply"]  # else what an apply leaves out later would stay
+
+
+#: All that the API server leaves out when it is empty, false or 0, as people write it down nevertheless.
+EMPTY = {
+    "metadata": {"labels": {}, "annotations": {}},
+    "spec": {
+        **dict.fromkeys(["hostIPC", "hostNetwork", "hostPID"], False),
+        **{"nodeSelector": {}, "overhead": {}, "tolerations": [], "hostname": "", "subdomain": ""},
+        "affinity": {
+            "podAntiAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {"weight": 1, "podAffinityTerm": {"topologyKey": "x", "labelSelector": {"matchLabels": {}}}}
+                ]
+            }
+        },
+        "containers": [
+            {
+                "name": "worker",
+                **dict.fromkeys(["stdin", "stdinOnce", "tty"], False),
+                **{"command": [], "env": [{"name": "EMPTY", "value": ""}]},
+                "ports": [{"name": "more", "containerPort": 9, "hostPort": 0}],
+                "volumeMounts": [{"name": "nfs", "mountPath": "/nfs", "readOnly": False, "subPath": ""}],
+                "readinessProbe": {"initialDelaySeconds": 0},
+            }
+        ],
+        "volumes": [
+            {"name": "nfs", "nfs": {"server": "a", "path": "/a", "readOnly": False}},
+            {"name": "disk", "gcePersistentDisk": {"pdName": "a", "partition": 0, "readOnly": False}},
+            {"name": "csi", "csi": {"driver": "a.b", "volumeAttributes": {}}},
+            {"name": "flex", "flexVolume": {"driver": "a/b", "options": {}, "readOnly": False}},
+            {
+                "name": "iscsi",
+                "iscsi": {
+                    **{"targetPortal": "1.2.3.4:9", "iqn": "iqn.2001-04.com.example:a", "lun": 0, "readOnly": False},
+                    **{"chapAuthDiscovery": False, "chapAuthSession": False},
+                },
+            },
+        ],
+    },
+}
+#: What it keeps though it is empty, false or 0, and where that is in the Deployment.
+KEPT = {
+    "emptyDir": (f"{POD}/volumes/0/emptyDir", {}),
+    "enableServiceLinks": (f"{POD}/enableServiceLinks", False),
+    "automountServiceAccountToken": (f"{POD}/automountServiceAccountToken", False),
+    "hostUsers": (f"{POD}/hostUsers", False),
+    "shareProcessNamespace": (f"{POD}/shareProcessNamespace", False),
+    "setHostnameAsFQDN": (f"{POD}/setHostnameAsFQDN", False),
+    "affinity": (f"{POD}/affinity/podAffinity", {}),
+    "privileged": (f"{WORKER}/securityContext/privileged", False),
+    "allowPrivilegeEscalation": (f"{WORKER}/securityContext/allowPrivilegeEscalation", False),
+    "user": (f"{WORKER}/securityContext/runAsUser", 0),
+    "optional": (f"{WORKER}/envFrom/0/secretRef/optional", False),
+    "tolerationSeconds": (f"{POD}/tolerations/0/tolerationSeconds", 0),
+}
+KEEPS = {
+    "spec": {
+        **dict.fromkeys(["hostUsers", "shareProcessNamespace", "setHostnameAsFQDN"], False),
+        "affinity": {"podAffinity": {}},
+        "tolerations": [{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}],
+        "containers": [
+            {
+                "name": "worker",
+                "envFrom": [{"secretRef": {"name": "a", "optional": False}}],
+                "securityContext": {"privileged": False, "runAsUser": 0, "runAsNonRoot": False},
+            }
+        ],
+    }
+}
+
+
+async def test_what_the_server_leaves_out_because_it_is_empty_is_no_drift(cluster: KubeCluster) -> None:
+    await cluster.apply(app("empties", podTemplate=EMPTY))
+    await run(cluster, "empties")
+    assert (await run(cluster, "empties")).actions == 0
+
+
+@pytest.mark.parametrize("field", KEPT)
+async def test_what_is_empty_and_means_something_comes_back(cluster: KubeCluster, field: str) -> None:
+    path, value = KEPT[field]
+    name = f"kept-{sorted(KEPT).index(field)}"
+    await cluster.apply(app(name, podTemplate=KEEPS))
+    await run(cluster, name)
+    before = await cluster.get("Deployment", "default", name)
+    assert before is not None
+    assert (await run(cluster, name)).actions == 0
+    gone = [{"op": "test", "path": path, "value": value}, {"op": "remove", "path": path}]
+    if field == "emptyDir":  # the server itself puts that one back
+        gone.append({"op": "add", "path": path.removesuffix("/emptyDir") + "/hostPath", "value": {"path": "/"}})
+    await patched(cluster, "Deployment", name, *gone)
+    await run(cluster, name)
+    live = await cluster.get("Deployment", "default", name)
+    assert live is not None
+    assert live["spec"] == before["spec"]
 
 
 async def test_a_port_that_somebody_adds_is_theirs(cluster: KubeCluster) -> None:

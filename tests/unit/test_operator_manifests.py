@@ -315,7 +315,19 @@ def test_strategic_merge(base: dict[str, Any], patch: dict[str, Any], merged: di
     [
         ({"spec": {"a": 1}}, {"spec": {"a": 1, "default": 2}}, None),
         ({"spec": {"a": ""}}, {"spec": {}}, None),
-        ({"spec": {"a": {}}}, {"spec": {}}, None),
+        ({"spec": {"a": []}}, {"spec": {}}, None),
+        ({"spec": {"labels": {}}}, {"spec": {}}, None),
+        ({"spec": {"hostPID": False}}, {"spec": {}}, None),
+        ({"spec": {"initialDelaySeconds": 0}}, {"spec": {}}, None),
+        ({"spec": {"hostPID": False}}, {"spec": {"hostPID": True}}, "spec.hostPID: True -> False"),
+        ({"spec": {"hostUsers": False}}, {"spec": {}}, "spec.hostUsers: nothing -> False"),
+        ({"spec": {"runAsUser": 0}}, {"spec": {}}, "spec.runAsUser: nothing -> 0"),
+        ({"spec": {"podSelector": {}}}, {"spec": {}}, "spec.podSelector: nothing -> {}"),
+        (
+            {"volumes": [{"name": "tmp", "emptyDir": {}}]},
+            {"volumes": [{"name": "tmp", "hostPath": {"path": "/"}}]},
+            "volumes[tmp].emptyDir: nothing -> {}",
+        ),
         ({"spec": {"limits": {"memory": "1024Mi"}}}, {"spec": {"limits": {"memory": "1Gi"}}}, None),
         ({"spec": {"limits": {"x": 1}}}, {"spec": {"limits": {"x": "1"}}}, None),
         (
