@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -69,6 +70,42 @@ def stopped(operator: Operator) -> Iterator[Operator]:
     """The operator, which runs again after the test."""
     yield operator
     operator.start()
+
+
+def test_a_deployment_of_another_selector_is_made_anew_without_a_break(
+    kube: Kube, client: Client, stopped: Operator
+) -> None:
+    """A backup, say, put it back with one label more. Its pods serve until a rollout has replaced them."""
+    app = App(kube, apps.app("again"))
+    app.ready()
+    load = client.load(app.url, {}, callers=1)
+    load.take(3)
+    stopped.stop()
+    theirs = kube.get("deployment", "again")
+    kube("delete", "deployment", "again", "--cascade=orphan")
+    for key in ("uid", "resourceVersion", "generation", "managedFields", "creationTimestamp"):
+        theirs["metadata"].pop(key, None)
+    theirs["metadata"]["annotations"].pop("deployment.kubernetes.io/revision", None)
+    theirs.pop("status", None)
+    for labels in (theirs["spec"]["selector"]["matchLabels"], theirs["spec"]["template"]["metadata"]["labels"]):
+        labels["more"] = "x"
+    kube("create", "--filename=-", input=json.dumps(theirs))
+    uid = kube.get("deployment", "again")["metadata"]["uid"]
+    stopped.start()
+    live = kube.until("deployment", "again", lambda item: item["metadata"]["uid"] != uid, "it is made anew", limit=150)
+    assert "more" not in live["spec"]["selector"]["matchLabels"]
+    kube.until_all(
+        "pod",
+        lambda pods: ["more" in each["metadata"]["labels"] for each in pods.values()] == [False],
+        "one pod of ours is left",
+        selector=app.labels,
+    )
+    app.ready()
+    load.catch_up()
+    load.take(3)
+    load.stop()
+    assert load.bad == []
+    assert any(each.startswith("Warning MadeAnew: Deployment") for each in app.events())
 
 
 def test_without_an_operator_apps_can_be_deleted(kube: Kube, stopped: Operator) -> None:

@@ -17,12 +17,13 @@ class Apply:
 
 @dataclass(frozen=True)
 class Delete:
-    """Remove an object, but only this one: ``uid`` must match."""
+    """Remove an object, but only this one: ``uid`` must match. ``orphan``: what it owns stays."""
 
     kind: str
     name: str
     uid: str
     reason: str
+    orphan: bool = False
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,9 @@ class CachedCluster:
             await self._not_taken(kind, namespace, name, owner["uid"])
         self._store.written(kind, await self._kube.apply(manifest))
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Delete an object if it has this uid; one that is gone already is no error."""
-        answer = await self._kube.delete(kind, namespace, name, uid)
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, *, orphan: bool = False) -> None:
+        """Delete an object if it has this uid; one that is gone already is no error. ``orphan``: what it owns stays."""
+        answer = await self._kube.delete(kind, namespace, name, uid, orphan=orphan)
         # What is gone at once is answered with a Status or with its last state, what ends in its own time with a time.
         if answer is not None and _deleted(answer).metadata.deletionTimestamp:
             self._store.written(kind, answer)

@@ -55,8 +55,8 @@ class Cluster(Protocol):
         """Make an object be like ``manifest``: server-side apply, as the operator, with force."""
         ...
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> object:
-        """Delete an object if it has this uid; one that is gone already is no error."""
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, *, orphan: bool = False) -> object:
+        """Delete an object if it has this uid; one that is gone already is no error. ``orphan``: what it owns stays."""
         ...
 
     async def set_status(self, raw: Raw, status: Raw) -> object:

@@ -16,16 +16,17 @@ _QUANTITIES: Final = {"limits", "requests", "sizeLimit"}
 _LONGEST: Final = 80
 #: Fields of a pod template and of its owners that the API server leaves out when they are false or 0: for it that is the
 #: same as not given. Of every other one (``automountServiceAccountToken``) a false that is missing is a difference.
-_OMITTED: Final = frozenset(
-    """chapAuthDiscovery chapAuthSession hostIPC hostNetwork hostPID paused publishNotReadyAddresses readOnly sslEnabled
-    stdin stdinOnce tty failureThreshold healthCheckNodePort hostPort initialDelaySeconds minReadySeconds nodePort partition
-    periodSeconds successThreshold timeoutSeconds""".split()
-)
+_OMITTED: Final = {
+    "chapAuthDiscovery", "chapAuthSession", "hostIPC", "hostNetwork", "hostPID", "paused", "publishNotReadyAddresses",
+    "readOnly", "sslEnabled", "stdin", "stdinOnce", "tty", "failureThreshold", "healthCheckNodePort", "hostPort",
+    "initialDelaySeconds", "minReadySeconds", "nodePort", "partition", "periodSeconds", "successThreshold",
+    "timeoutSeconds",
+}  # fmt: skip
 #: The same for maps; any other ``{}`` is a structure that means something (``emptyDir``).
-_MAPS: Final = frozenset(
-    """annotations labels limits matchLabels nodeSelector options overhead requests selector userAnnotations
-    volumeAttributes""".split()
-)
+_MAPS: Final = {
+    "annotations", "labels", "limits", "matchLabels", "nodeSelector", "options", "overhead", "requests", "selector",
+    "userAnnotations", "volumeAttributes",
+}  # fmt: skip
 #: What only follows from another change is named when there is no other.
 _FOLLOWS: Final = (*(f"annotations.{name}" for name in (INPUTS, RENDERED_BY, TEMPLATE)), "[DRUMLINE_REVISION].value")
 

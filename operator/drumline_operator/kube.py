@@ -193,13 +193,13 @@ class KubeCluster:
         found: Raw = json.loads(answer)
         return found
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> bytes | None:
-        """Delete an object if it has this uid; one that is gone already is no error.
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, *, orphan: bool = False) -> bytes | None:
+        """Delete an object if it has this uid; one that is gone already is no error. ``orphan``: what it owns stays.
 
         Returns:
             The object, when it stays for a while yet, or a Status; None when it was gone.
         """
-        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Orphan" if orphan else "Background"}
         found: bytes | None = await self._call("DELETE", RESOURCES[kind].path(namespace, name), body=body, missing=None)
         return found
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from drumline.api.manifests import sentences
 from drumline.api.v1alpha1 import DistributedApp
 from drumline.errors import ConfigurationError
-from drumline_operator import machine_types, reasons, status
+from drumline_operator import machine_types, reasons, remake, status
 from drumline_operator.actions import Action, Apply, Delete, Event, RequeueAfter, SetStatus
 from drumline_operator.diff import first_difference
 from drumline_operator.machine_types import Machine, NoMachine
@@ -44,7 +44,7 @@ def plan(
     try:
         app = validated(raw, settings)
         context, machine, blocked = _surroundings(raw, app, observed, settings)
-        children = tuple(_told_last(_children(context, observed, blocked)))
+        children = tuple(_told_last(_children(context, observed, blocked, now)))
     except ConfigurationError as error:
         return tuple(_with_news(raw, refused(raw, Trouble(reasons.INVALID_SPEC, str(error)), now)))
     except _NameTaken as taken:
@@ -107,7 +107,7 @@ class _NameTaken(Exception):
     """A child's name belongs to somebody else."""
 
 
-def _children(context: Context, observed: Observed, blocked: Trouble | None) -> Iterator[Action]:
+def _children(context: Context, observed: Observed, blocked: Trouble | None, now: datetime) -> Iterator[Action]:
     """What is wrong with the children; a blocked app gets no new pods, but those that run are scaled and suspended."""
     live = observed.children.get("Deployment")
     if blocked is None:
@@ -140,6 +140,13 @@ def _children(context: Context, observed: Observed, blocked: Trouble | None) -> 
         elif wanted is not None and found is None:
             yield Apply(wanted, f"{kind} made")
             yield Event("Normal", _CREATED, kind)
+        elif wanted is not None and found is not None and blocked is None and (words := remake.why(wanted, found)):
+            if left := _too_young(found["metadata"].get("creationTimestamp"), now, context.settings):
+                yield RequeueAfter(left)
+                continue
+            yield Delete(kind, context.name, found["metadata"].get("uid", ""), words, remake.keeps_pods(wanted, found))
+            yield Event("Warning", "MadeAnew", f"{kind} is deleted and made anew: {words}")
+            yield RequeueAfter(_LEFTOVER)
         elif wanted is not None and found is not None and (words := first_difference(wanted, found)):
             yield Apply(wanted, f"{kind}: {words}")
             yield Event("Normal", "Updated", f"{kind}: {words}")
@@ -183,9 +190,7 @@ def _broken_pods(context: Context, observed: Observed, now: datetime, settings: 
     for pod in observed.pods:
         if pod.deleting or pod.worker is None or pod.worker.waiting != "CrashLoopBackOff":
             continue
-        born = time_of(pod.created)
-        left = settings.replace_interval - (now - born).total_seconds() if born else 0.0
-        if left > 0:
+        if left := _too_young(pod.created, now, settings):
             yield RequeueAfter(left)
             continue
         yield Delete("Pod", pod.name, pod.uid, f"{pod.name} is replaced: its worker container ended")
@@ -207,3 +212,9 @@ def _with_news(raw: Mapping[str, Any], written: dict[str, Any]) -> Iterator[Acti
 
 def _ready(written: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((each for each in written.get("conditions") or () if each.get("type") == "Ready"), {})
+
+
+def _too_young(created: str | None, now: datetime, settings: OperatorSettings) -> float:
+    """Return the seconds until what was made then may be replaced: nothing is replaced again and again without a pause."""
+    born = time_of(created)
+    return max(0.0, settings.replace_interval - (now - born).total_seconds()) if born else 0.0

@@ -99,9 +99,9 @@ async def execute(raw: Raw, actions: Sequence[Action], cluster: Cluster) -> floa
             case Apply(manifest, reason):
                 log.info("%s: %s", raw["metadata"]["name"], reason)
                 await cluster.apply(manifest)
-            case Delete(kind, name, uid, reason):
+            case Delete(kind, name, uid, reason, orphan):
                 log.info("%s: %s", raw["metadata"]["name"], reason)
-                await cluster.delete(kind, raw["metadata"]["namespace"], name, uid)
+                await cluster.delete(kind, raw["metadata"]["namespace"], name, uid, orphan=orphan)
             case SetStatus(status):
                 await cluster.set_status(raw, status)
             case RequeueAfter(seconds):

@@ -34,7 +34,9 @@ class OperatorSettings(BaseModel):
         default=10.0, gt=0, description="look again whether a name that somebody else has is free"
     )
     replace_interval: float = Field(
-        default=60.0, gt=0, description="with failurePolicy RecreatePod, a pod lives at least this long"
+        default=60.0,
+        gt=0,
+        description="a pod that RecreatePod replaces, or a child that must be made anew, has lived at least this long",
     )
 
 

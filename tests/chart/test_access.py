@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from e2e.cluster.errors import ClusterError
+from e2e.cluster.waiting import wait_for
 
 from drumline.api.v1alpha1 import DistributedApp
 from drumline_operator.manifests import deployment, networkpolicy, pdb, service
@@ -85,6 +86,7 @@ def operator(server: Server, items: list[Object], log: Path) -> Iterator[None]:
     """The process, as the chart starts it, with the rights of its service account."""
     variables = environment(items) | {"KUBECONFIG": str(server.kubeconfig()), "DRUMLINE_OPERATOR_BIND": "127.0.0.1:0"}
     variables |= {"PATH": os.environ["PATH"], "DRUMLINE_OPERATOR_RETRY_PERIOD": "0.5"}
+    variables |= {"DRUMLINE_OPERATOR_REPLACE_INTERVAL": "1"}
     with log.open("w") as out:
         line = [sys.executable, "-m", "drumline_operator"]
         process = subprocess.Popen(line, env=variables, stdout=out, stderr=out, cwd=log.parent)
@@ -166,6 +168,37 @@ def exercise(server: Server) -> None:
     options = (f"--namespace={APPS}", "--subresource=status", "--type=merge", f"--patch={json.dumps(status)}")
     server.kubectl("patch", "pod/broken-0", *options)
     wait(server, "delete", "pod/broken-0")
+
+    # Children that can only be made anew; the app waits for its machine meanwhile.
+    server.apply([app("again", image="x", machineType="absent")])
+    wait(server, "jsonpath={.status.observedGeneration}=1", "dapp/again")
+    uid = server.kubectl("get", "dapp/again", f"--namespace={APPS}", "--output=jsonpath={.metadata.uid}")
+    theirs = wrong("again", uid)
+    server.apply(theirs)
+    before = [uid_of(server, each) for each in theirs]
+    server.apply([machine("absent")])
+    for each, old in zip(theirs, before, strict=True):
+        wait_for(f"another {each['kind']}", lambda each=each, old=old: uid_of(server, each) not in {"", old}, limit=60)
+
+
+def wrong(name: str, owner: str) -> list[Object]:
+    """An app's Deployment and Service with what no write can change."""
+    reference = {"apiVersion": "drumline.dev/v1alpha1", "kind": "DistributedApp", "name": name, "uid": owner}
+    labels = {"drumline.dev/app": name}
+    meta = {"name": name, "namespace": APPS, "labels": labels, "ownerReferences": [{**reference, "controller": True}]}
+    pods = {"metadata": {"labels": {"else": "x"}}, "spec": {"containers": [{"name": "worker", "image": "x"}]}}
+    deployment = {"selector": {"matchLabels": {"else": "x"}}, "template": pods}
+    service = {"clusterIP": "None", "ports": [{"name": "http", "port": 8080}]}
+    return [
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": deployment},
+        {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": service},
+    ]
+
+
+def uid_of(server: Server, item: Object) -> str:
+    """Empty when there is none."""
+    what = f"{item['kind']}/{item['metadata']['name']}"
+    return server.kubectl("get", what, f"--namespace={APPS}", "--ignore-not-found", "--output=jsonpath={.metadata.uid}")
 
 
 #: Rights that no request shows, because the API server asks for them by itself, and what it says without them.
@@ -280,8 +313,9 @@ FORBIDDEN = [
     *[(verb, "/configmaps", "") for verb in ("create", "patch", "update", "delete")],
     *[(verb, "/namespaces", "") for verb in ("list", "create", "delete")],
     *[(verb, "/persistentvolumeclaims", "") for verb in ("get", "create", "delete")],
-    *[(verb, "apps/deployments", "") for verb in ("delete", "update", "deletecollection")],
-    ("delete", "/services", ""),
+    *[(verb, "apps/deployments", "") for verb in ("update", "deletecollection")],
+    *[(verb, "/services", "") for verb in ("update", "deletecollection")],
+    ("delete", "policy/poddisruptionbudgets", ""),
     ("create", "apps/daemonsets", ""),
     ("create", "batch/jobs", ""),
     *[(verb, "drumline.dev/distributedapps", "") for verb in ("create", "update", "patch", "delete")],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import copy
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,11 @@ EMPTY = {
     "metadata": {"labels": {}, "annotations": {}},
     "spec": {
         **dict.fromkeys(["hostIPC", "hostNetwork", "hostPID"], False),
-        **{"nodeSelector": {}, "overhead": {}, "tolerations": [], "hostname": "", "subdomain": ""},
+        "nodeSelector": {},
+        "overhead": {},
+        "tolerations": [],
+        "hostname": "",
+        "subdomain": "",
         "affinity": {
             "podAntiAffinity": {
                 "preferredDuringSchedulingIgnoredDuringExecution": [
@@ -170,7 +175,8 @@ EMPTY = {
             {
                 "name": "worker",
                 **dict.fromkeys(["stdin", "stdinOnce", "tty"], False),
-                **{"command": [], "env": [{"name": "EMPTY", "value": ""}]},
+                "command": [],
+                "env": [{"name": "EMPTY", "value": ""}],
                 "ports": [{"name": "more", "containerPort": 9, "hostPort": 0}],
                 "volumeMounts": [{"name": "nfs", "mountPath": "/nfs", "readOnly": False, "subPath": ""}],
                 "readinessProbe": {"initialDelaySeconds": 0},
@@ -184,8 +190,12 @@ EMPTY = {
             {
                 "name": "iscsi",
                 "iscsi": {
-                    **{"targetPortal": "1.2.3.4:9", "iqn": "iqn.2001-04.com.example:a", "lun": 0, "readOnly": False},
-                    **{"chapAuthDiscovery": False, "chapAuthSession": False},
+                    "targetPortal": "1.2.3.4:9",
+                    "iqn": "iqn.2001-04.com.example:a",
+                    "lun": 0,
+                    "readOnly": False,
+                    "chapAuthDiscovery": False,
+                    "chapAuthSession": False,
                 },
             },
         ],
@@ -272,6 +282,71 @@ async def test_what_a_repair_has_set_goes_when_the_app_drops_it(cluster: KubeClu
     assert live is not None
     worker = live["spec"]["template"]["spec"]["containers"][0]
     assert "A" not in {each["name"] for each in worker["env"]}
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Service"])
+async def test_what_only_making_it_anew_can_change_is_made_anew(cluster: KubeCluster, kind: str) -> None:
+    """Somebody has deleted a child and made it again, as ours but for what never changes."""
+    name = f"anew-{kind.lower()}"
+    await cluster.apply(app(name))
+    await run(cluster, name)
+    ours = await cluster.get(kind, "default", name)
+    assert ours is not None
+    await cluster.delete(kind, "default", name, ours["metadata"]["uid"])
+    theirs = copy.deepcopy(dict(ours))
+    for key in ("uid", "resourceVersion", "managedFields", "creationTimestamp", "generation"):
+        theirs["metadata"].pop(key, None)
+    if kind == "Service":
+        theirs["spec"] |= {"clusterIP": "None", "clusterIPs": ["None"]}
+        theirs["spec"]["ports"][0]["port"] = 9
+    else:
+        theirs["spec"]["selector"] = {"matchLabels": {"else": "x"}}
+        theirs["spec"]["template"]["metadata"]["labels"] = {"else": "x"}
+    made = await cluster.create(theirs)
+    waits = await run(cluster, name)  # it is too young
+    assert waits.again is not None
+    assert 0 < waits.again <= SETTINGS.replace_interval
+    later = datetime.now(UTC) + timedelta(seconds=SETTINGS.replace_interval)
+    await reconcile(f"default/{name}", cluster, lambda: later, SETTINGS)
+    assert await cluster.get(kind, "default", name) is None
+    await run(cluster, name)
+    live = await cluster.get(kind, "default", name)
+    assert live is not None
+    assert live["metadata"]["uid"] not in {made["metadata"]["uid"], ours["metadata"]["uid"]}
+    changed = {"clusterIP", "clusterIPs"}
+    assert {k: v for k, v in live["spec"].items() if k not in changed} == {
+        k: v for k, v in ours["spec"].items() if k not in changed
+    }
+    assert (await run(cluster, name)).actions == 0
+    events = [each["message"] for each in await cluster.list("Event", "default")]
+    assert any(each.startswith(f"{kind} is deleted and made anew: spec.") for each in events)
+
+
+async def test_pods_of_a_deployment_that_the_service_leads_to_go_on(cluster: KubeCluster) -> None:
+    """It is deleted without what it owns."""
+    await cluster.apply(app("orphans"))
+    await run(cluster, "orphans")
+    ours = await cluster.get("Deployment", "default", "orphans")
+    assert ours is not None
+    await cluster.delete("Deployment", "default", "orphans", ours["metadata"]["uid"])
+    theirs = copy.deepcopy(dict(ours))
+    for key in ("uid", "resourceVersion", "managedFields", "creationTimestamp", "generation"):
+        theirs["metadata"].pop(key, None)
+    theirs["spec"]["selector"]["matchLabels"]["more"] = "x"
+    theirs["spec"]["template"]["metadata"]["labels"]["more"] = "x"
+    await cluster.create(theirs)
+    later = datetime.now(UTC) + timedelta(seconds=SETTINGS.replace_interval)
+    await reconcile("default/orphans", cluster, lambda: later, SETTINGS)
+    live = await cluster.get("Deployment", "default", "orphans")
+    assert live is not None
+    assert live["metadata"]["deletionTimestamp"]
+    assert live["metadata"]["finalizers"] == ["orphan"]  # for the garbage collector, which there is none of here
+    assert (await run(cluster, "orphans")).again is not None
+    await patched(cluster, "Deployment", "orphans", {"op": "remove", "path": "/metadata/finalizers"})
+    await run(cluster, "orphans")
+    live = await cluster.get("Deployment", "default", "orphans")
+    assert live is not None
+    assert live["spec"] == ours["spec"]
 
 
 async def test_a_spec_that_no_server_takes_is_told_beside_a_child_that_runs(cluster: KubeCluster) -> None:

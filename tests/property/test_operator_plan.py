@@ -139,6 +139,15 @@ def do(cluster: SimulatedCluster, step: tuple[str, Any]) -> None:
         field = {"Deployment": "replicas", "PodDisruptionBudget": "maxUnavailable"}.get(value, "ports")
         child["spec"][field] = 7 if field != "ports" else []
         child["metadata"]["labels"].pop(APP, None)
+    elif what == "again" and (child := cluster.objects.get((value[0], "sdxl"))) and SQUATTER not in child:
+        if value[0] == "Service":
+            cluster.make_again("Service", clusterIP="None")
+        else:
+            theirs = {"else": "x"}
+            template = copied(child["spec"]["template"])
+            ours = template["metadata"]["labels"] if value[1] else {}
+            template["metadata"]["labels"] = {**ours, **theirs}
+            cluster.make_again("Deployment", selector={"matchLabels": theirs}, template=template)
     elif what == "squat" and (value, "sdxl") not in cluster.objects:
         cluster.put(value, "sdxl", spec={}, **{SQUATTER: {"kind": value, "name": "sdxl"}})
     elif what == "kill pod":
@@ -204,6 +213,7 @@ incidents = st.one_of(
     st.tuples(st.just("deliver"), st.none()),
     st.tuples(st.just("remove"), st.sampled_from(sorted(API_VERSIONS))),
     st.tuples(st.just("drift"), st.sampled_from(["Deployment", "PodDisruptionBudget", "Service"])),
+    st.tuples(st.just("again"), st.tuples(st.sampled_from(["Deployment", "Service"]), st.booleans())),
     st.tuples(st.just("squat"), st.sampled_from(sorted(API_VERSIONS))),
     st.tuples(st.just("kill pod"), st.integers(0, 2)),
     st.tuples(st.just("kill node"), st.sampled_from(NODES)),
@@ -411,6 +421,45 @@ def test_a_bad_rollout_keeps_the_old_revision() -> None:
     cluster.edit(image="a:2")
     converge(cluster)
     check_end(cluster)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["led to by the Service", "of another selector"])
+def test_a_deployment_of_another_selector_is_made_anew(ours: bool) -> None:
+    """Pods that the Service leads to go on until a rollout replaces them; others go with their Deployment."""
+    cluster = SimulatedCluster()
+    cluster.create_app(replicas=2)
+    converge(cluster)
+    do(cluster, ("again", ("Deployment", ours)))
+    for _ in range(6):  # its pods are made and become ready
+        cluster.tick()
+    theirs, least, anew = {*cluster.pods}, 2, False
+    for _ in itertools.islice(rounds(cluster), 30):
+        check(cluster)
+        live = cluster.objects.get(("Deployment", "sdxl"))
+        anew |= live is None
+        serving = [pod for pod in cluster.pods.values() if not stopping(pod) and APP in pod["metadata"]["labels"]]
+        least = min(least, len(serving))
+    converge(cluster)
+    check_end(cluster)
+    assert anew or cluster.objects["Deployment", "sdxl"]["spec"]["selector"]["matchLabels"].keys() == {APP}
+    assert not theirs & {*cluster.pods}
+    assert (least >= 1) == ours
+    assert any(reason == "MadeAnew" and "selector" in words for reason, words in cluster.events)
+
+
+def test_a_child_that_comes_back_wrong_is_made_anew_now_and_then() -> None:
+    """E.g. an admission webhook that changes it."""
+    cluster = SimulatedCluster()
+    cluster.create_app()
+    converge(cluster)
+    began, uids = cluster.now, set()
+    for _ in itertools.islice(rounds(cluster), 60):
+        check(cluster)
+        if ("Service", "sdxl") in cluster.objects:
+            if cluster.objects["Service", "sdxl"]["spec"].get("clusterIP") is None:
+                cluster.make_again("Service", clusterIP="None")
+            uids.add(cluster.objects["Service", "sdxl"]["metadata"]["uid"])
+    assert 3 <= len(uids) <= (cluster.now - began).total_seconds() / SETTINGS.replace_interval + 1
 
 
 def test_pods_that_crash_are_replaced_now_and_then() -> None:

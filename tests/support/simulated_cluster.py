@@ -99,6 +99,12 @@ class SimulatedCluster:
             self.app["metadata"]["generation"] += 1
             self._touch(self.app)
 
+    def make_again(self, kind: str, **spec: Any) -> None:
+        """Somebody deletes a child and makes it again, with the same owner and another spec."""
+        child = self.objects[kind, "sdxl"]
+        child["metadata"] |= {**self._new(), "creationTimestamp": self._stamp()}
+        child["spec"] |= copied(spec)
+
     def kill_node(self, node: str) -> None:
         """A node fails, and its pods with it."""
         self.dead.add(node)
@@ -132,7 +138,12 @@ class SimulatedCluster:
             live = self.objects.get(key)
             if live is not None and _owner(live) != _owner(manifest):
                 raise Refused("metadata.ownerReferences: only one reference can have controller set to true")
+            fixed = {"Deployment": "selector", "Service": "clusterIP"}.get(key[0], "")
             wanted = copied(dict(manifest))
+            if live and live["spec"].get(fixed) != wanted["spec"].get(fixed):
+                if fixed == "selector":
+                    raise Refused("spec.selector: field is immutable")
+                wanted["spec"][fixed] = live["spec"][fixed]
             wanted["spec"] |= {"defaulted": True}
             meta = {**self._new(), "generation": 1}
             if live:
@@ -143,7 +154,7 @@ class SimulatedCluster:
             self.objects[key] = wanted
             self._seen[0][key] = copied(wanted)
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, *, orphan: bool = False) -> None:
         with self._call("delete", write=True):
             if kind == "Pod":
                 if name in self.pods and self.pods[name]["metadata"]["uid"] == uid:
@@ -154,6 +165,9 @@ class SimulatedCluster:
                 if self.objects[kind, name]["metadata"]["uid"] != uid:
                     raise Conflict("another one")
                 del self.objects[kind, name]
+                for pod in self.pods.values():
+                    if orphan and pod["x"]["owner"] == uid:
+                        pod["x"]["owner"] = None
             self._seen[0].pop((kind, name), None)
 
     async def set_status(self, raw: Mapping[str, Any], status: Mapping[str, Any]) -> None:
@@ -227,12 +241,18 @@ class SimulatedCluster:
                 del self.objects[key]
         uids = {each["metadata"]["uid"] for each in self.objects.values()}
         for pod in self.pods.values():
-            if pod["x"]["owner"] not in uids:
+            if pod["x"]["owner"] is not None and pod["x"]["owner"] not in uids:
                 self._stop(pod)
 
     def _control(self, live: Raw) -> None:
         """A Deployment controller: as in Kubernetes, pods that stop do not count."""
         spec, uid = live["spec"], live["metadata"]["uid"]
+        for pod in self.pods.values():
+            if (
+                pod["x"]["owner"] is None
+                and pod["metadata"]["labels"].items() >= spec["selector"]["matchLabels"].items()
+            ):
+                pod["x"]["owner"] = uid
         mine = [pod for pod in self.pods.values() if pod["x"]["owner"] == uid]
         active = [pod for pod in mine if not stopping(pod)]
         new = [pod for pod in active if pod["x"]["template"] == spec["template"]]
