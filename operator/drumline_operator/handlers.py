@@ -22,10 +22,13 @@ log = logging.getLogger(__name__)
 KINDS: Final = {"distributedapps": "DistributedApp", "machinetypes": "MachineType"}
 #: Seconds between two starts of kopf after it has ended by itself, and for its end when it is asked to.
 _BASE, _LONGEST, _STOP = 0.5, 30.0, 3.0
-#: Seconds: longer than kopf tries a call again before it gives up.
+#: Seconds: longer than kopf tries a call again before it gives up, and than an event may take.
 _SETTLED: Final = 30.0
+_HANGS: Final = "it shows nothing of what a list shows, as with credentials that the API server does not take"
 
 Sink = Callable[[str, str, Mapping[str, Any]], None]
+#: By kind, the versions of objects by their uids.
+Versions = Mapping[str, Mapping[str, int]]
 Login = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
@@ -37,23 +40,73 @@ class Watch:
         sink: gets kind, type of event (ADDED, MODIFIED, DELETED; None for what a list shows) and object, in the event loop
             that :meth:`run` runs in.
         namespaces: where apps are watched; empty: everywhere.
-        settled: seconds after which kopf runs well if it has not ended.
+        settled: seconds after which kopf runs well if it has not ended, and after which it hangs if it has not shown what
+            others have seen.
     """
 
     def __init__(self, login: Login, sink: Sink, namespaces: Sequence[str] = (), *, settled: float = _SETTLED) -> None:
         self._login, self._sink, self._namespaces, self._settled = login, sink, tuple(namespaces), settled
         self._why = ""
         self._failures = 0
+        self._shown: dict[str, int] = {}
+        self._starts = 0
+        self._hung = False
+        self._enough = asyncio.Event()
 
     def wrong(self) -> list[str]:
-        """Return what is wrong: kopf ends again and again, so that apps are not seen. Once is no trouble yet."""
+        """Return what is wrong: kopf hangs, or ends again and again, so that apps are not seen. One end is no trouble yet."""
+        if self._hung:
+            return [f"kopf hangs: {_HANGS}"]
         return [f"kopf ends again and again: {self._why}"] if self._failures > 1 else []
 
+    async def supervise(self, known: Callable[[], Versions], list_again: Callable[[], Awaitable[None]]) -> None:
+        """Find out that kopf hangs, until cancelled; :meth:`run` then starts it again.
+
+        Some failures, such as a refused login, stop parts of kopf without ending it.
+
+        Args:
+            known: returns what is known, whoever has shown it.
+            list_again: returns when ``known`` no longer has what is gone.
+        """
+        while True:
+            before, starts = known(), self._starts
+            await asyncio.sleep(self._settled)
+            if not self._unseen(before, known()):
+                continue
+            await list_again()  # which also takes as long as the API server is away
+            await asyncio.sleep(self._settled)
+            unseen = self._unseen(before, known())
+            if unseen and starts == self._starts:
+                log.error("kopf hangs and is started again: %s (%s)", _HANGS, ", ".join(unseen))
+                self._hung = True
+                self._enough.set()
+
+    def _unseen(self, before: Versions, now: Versions) -> list[str]:
+        """The kinds of which kopf has shown nothing so new as an object that has not changed meanwhile."""
+        return [
+            kind
+            for kind, versions in before.items()
+            if any(
+                version > self._shown.get(kind, 0) and now.get(kind, {}).get(uid) == version
+                for uid, version in versions.items()
+            )
+        ]
+
+    def _show(self, kind: str, type: str, raw: Mapping[str, Any]) -> None:
+        if self._hung:
+            self._hung = False
+            log.info("kopf runs again")
+        self._shown[kind] = max(self._shown.get(kind, 0), int(raw["metadata"].get("resourceVersion") or 0))
+        self._sink(kind, type, raw)
+
     async def run(self) -> None:
-        """Run kopf, and start it again when it ends."""
+        """Run kopf, and start it again when it ends or hangs."""
         loop = asyncio.get_running_loop()
         while True:
             ended, stop = asyncio.Event(), threading.Event()
+            self._shown.clear()
+            self._enough.clear()
+            self._starts += 1
             thread = threading.Thread(target=self._thread, args=(loop, ended, stop), name="kopf", daemon=True)
             thread.start()
             try:
@@ -63,6 +116,8 @@ class Watch:
                 if not ended.is_set():
                     # Bounded: the thread is a daemon, and has nothing that could be lost.
                     await asyncio.wait([asyncio.ensure_future(ended.wait())], timeout=_STOP)
+            if self._hung:
+                continue
             self._failures += 1
             log.log(
                 logging.ERROR if self._failures > 1 else logging.WARNING,
@@ -72,14 +127,17 @@ class Watch:
             await asyncio.sleep(min(_LONGEST, _BASE * 2.0 ** min(self._failures, 16)))
 
     async def _end(self, ended: asyncio.Event) -> None:
+        waits = {asyncio.ensure_future(event.wait()) for event in (ended, self._enough)}
         try:
-            async with asyncio.timeout(self._settled):
-                await ended.wait()
-        except TimeoutError:
-            if self._failures:
-                log.info("kopf runs again")
-            self._failures = 0
-            await ended.wait()
+            done, _ = await asyncio.wait(waits, timeout=self._settled, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                if self._failures:
+                    log.info("kopf runs again")
+                self._failures = 0
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
 
     def _thread(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Event, stop: threading.Event) -> None:
         self._why = "it says nothing"
@@ -100,7 +158,7 @@ class Watch:
         for plural, kind in KINDS.items():
 
             async def seen(event: Any, kind: str = kind, **_: Any) -> None:
-                _tell(loop, self._sink, kind, event["type"], event["object"])
+                _tell(loop, self._show, kind, event["type"], event["object"])
 
             kopf.on.event(GROUP, "v1alpha1", plural, id=plural, registry=registry)(seen)
         await kopf.operator(

@@ -17,7 +17,7 @@ from drumline_operator.cached import CachedCluster
 from drumline_operator.cluster import Throttled
 from drumline_operator.election import Election
 from drumline_operator.endpoints import Health, serving
-from drumline_operator.handlers import Watch
+from drumline_operator.handlers import KINDS, Versions, Watch
 from drumline_operator.kube import KubeCluster, credentials
 from drumline_operator.leader import Candidate
 from drumline_operator.machine_types import MACHINE_TYPE_PREFIX
@@ -90,9 +90,13 @@ class Process:
         await self._watches.list_custom()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch.run(), name="kopf")
+            group.create_task(self._watch.supervise(self._known, self._watches.list_custom), name="supervise kopf")
             while True:
                 await asyncio.sleep(self._settings.relist)
                 await self._watches.list_custom()
+
+    def _known(self) -> Versions:
+        return {kind: {each.uid: each.version for each in self._store.all(kind)} for kind in KINDS.values()}
 
     async def _take_part(self) -> None:
         await self._watches.synced()

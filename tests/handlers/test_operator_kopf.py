@@ -1,4 +1,4 @@
-"""A kopf that ends again and again is an error in the log and on /readyz, until it runs again."""
+"""A kopf that ends again and again, or hangs, is an error in the log and on /readyz, until it runs again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from e2e.cluster.envtest import EnvTest
+from kubernetes.aio.client import Configuration
 
-from drumline_operator.handlers import Watch, log
-from drumline_operator.kube import configured
+from drumline.api.v1alpha1 import API_VERSION
+from drumline_operator.handlers import Versions, Watch, log
+from drumline_operator.kube import KubeCluster, configured
 
 #: Seconds; a kopf that is broken ends at once.
 SETTLED = 1.0
@@ -54,17 +56,21 @@ class Breaks(Watch):
         await super()._kopf(loop, stop)
 
 
+class Login:
+    """Credentials that the API server takes, or not."""
+
+    def __init__(self, found: Configuration) -> None:
+        self.found, self.right = found, True
+
+    async def __call__(self) -> Mapping[str, Any]:
+        server = {"server": self.found.host, "ca_path": self.found.ssl_ca_cert}
+        if not self.right:
+            return {**server, "scheme": "Bearer", "token": "wrong"}
+        return {**server, "certificate_path": self.found.cert_file, "private_key_path": self.found.key_file}
+
+
 async def test_a_kopf_that_ends_again_and_again_is_trouble(server: EnvTest) -> None:
-    found = await configured(server.kubeconfig)
-
-    async def login() -> Mapping[str, Any]:
-        return {
-            "server": found.host,
-            "ca_path": found.ssl_ca_cert,
-            "certificate_path": found.cert_file,
-            "private_key_path": found.key_file,
-        }
-
+    login = Login(await configured(server.kubeconfig))
     watch = Breaks(login, lambda *_: None, settled=SETTLED)
     async with running(watch) as records:
         assert watch.wrong() == []
@@ -77,3 +83,63 @@ async def test_a_kopf_that_ends_again_and_again_is_trouble(server: EnvTest) -> N
         watch.broken = False
         await says(records, "kopf runs again")
         assert watch.wrong() == []
+
+
+async def test_a_kopf_that_hangs_is_trouble_and_is_started_again(server: EnvTest, cluster: KubeCluster) -> None:
+    """Its login is refused: it says so in its own log, and goes on without watching anything."""
+    machine = {"apiVersion": API_VERSION, "kind": "MachineType", "metadata": {"name": "hangs"}, "spec": {}}
+    await cluster.apply(machine)
+    login = Login(await configured(server.kubeconfig))
+    login.right = False
+    kept = await known(cluster)
+    lists = 0
+
+    async def list_again() -> None:
+        nonlocal lists, kept
+        lists, kept = lists + 1, await known(cluster)
+
+    looks: asyncio.Queue[int] = asyncio.Queue()
+
+    def look() -> Versions:
+        looks.put_nowait(lists)
+        return kept
+
+    shown: list[str] = []
+
+    def sink(kind: str, type: str, raw: Mapping[str, Any]) -> None:
+        shown.append(raw["metadata"]["name"])
+
+    watch = Watch(login, sink, ["default"], settled=SETTLED)  # MachineTypes are seen in any case
+    async with running(watch) as records:
+        supervisor = asyncio.create_task(watch.supervise(look, list_again))
+        try:
+            line = await says(records, "kopf hangs")
+            assert line.levelno == logging.ERROR
+            assert "MachineType" in line.getMessage()
+            assert "credentials" in " ".join(watch.wrong())
+            assert lists == 1
+            assert not shown
+            login.right = True
+            await says(records, "kopf runs again")
+            assert watch.wrong() == []
+            assert "hangs" in shown
+            # What is gone, or new, or not heard of by anybody, is no reason.
+            before = lists
+            gone = await cluster.get("MachineType", None, "hangs")
+            assert gone is not None
+            kept = {"MachineType": {**kept["MachineType"], "gone": 1 << 60}}
+            async with asyncio.timeout(30):
+                while await looks.get() == before:
+                    pass
+                await looks.get()  # the next round has begun
+            assert watch.wrong() == []
+        finally:
+            supervisor.cancel()
+            await asyncio.gather(supervisor, return_exceptions=True)
+
+
+async def known(cluster: KubeCluster) -> Versions:
+    found = await cluster.list("MachineType", None)
+    return {
+        "MachineType": {each["metadata"]["uid"]: int(each["metadata"]["resourceVersion"]) for each in found},
+    }
