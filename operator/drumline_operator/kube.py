@@ -142,7 +142,7 @@ class KubeCluster:
         return Page(found.items or (), found.metadata.resourceVersion, found.metadata.continue_)
 
     async def watch(self, kind: str, namespace: str | None, selector: str, version: str) -> AsyncIterator[Watched]:
-        """Yield what happens after ``version``; ends when the API server ends it."""
+        """Yield what happens after ``version``; ends when the API server ends it, or is silent for long."""
         query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -160,11 +160,16 @@ class KubeCluster:
                 if answer.status != 200:
                     raise answers.error(answer.status, f"watch {path}", await answer.read(), answer.headers)
                 rest = b""
-                async for chunk in answer.content.iter_any():
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    for text in lines:
-                        if text.strip():
-                            yield answers.event(text, path)
+                try:
+                    async for chunk in answer.content.iter_any():
+                        *lines, rest = (rest + chunk).split(b"\n")
+                        for text in lines:
+                            if text.strip():
+                                yield answers.event(text, path)
+                except TimeoutError:
+                    # Nothing is wrong: an API server sends no bookmarks of a kind that nothing has happened to since its
+                    # own start, such as nodes where there are none. Or the connection is dead: the next call will tell.
+                    return
         except (TimeoutError, aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
             raise Unavailable(f"watch {path}: {type(error).__name__}: {error}") from None
 

@@ -104,6 +104,7 @@ class Reflector:
                     version = event.version or version
                     self._heard()
                     self._see(event)
+                self.heard = self._clock()  # it had answered, if only to say nothing
                 if self._clock() - began < _GOOD:
                     await self._pause(0.0)
             except Expired as error:
