@@ -146,6 +146,16 @@ def test_head_that_trickles(server: Server, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.fail("a head that never ends was waited for")
 
 
+def test_empty_lines_are_no_request(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither before the first one nor in place of a next one, for which a kept connection would be closed."""
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.3)
+    with Raw(server) as raw:
+        raw.send(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert raw.answer()[0] == 200
+        raw.send(b"\r\n")
+        assert raw.closed()
+
+
 def test_next_request_on_a_kept_connection_has_the_same_bound(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HEAD_SECONDS", 0.2)
     whole = HEAD + b'x-api-key: k1\r\ncontent-length: 15\r\n\r\n{"prompt": "x"}'

@@ -127,6 +127,10 @@ def _json_position(body: _Body, _retry_after: float | None) -> DrumlineError:
     return InvalidJson(_text(body), position=position if isinstance(position, int) else None)
 
 
+def _full(body: _Body, retry_after: float | None) -> DrumlineError:
+    return QueueFull(_text(body), retry_after=1.0 if retry_after is None else retry_after)
+
+
 #: One entry for every problem of ``problems.CATALOGUE``: a test compares the two.
 BUILDERS: dict[str, Callable[[_Body, float | None], DrumlineError]] = {
     "bad-request": _plain,
@@ -139,9 +143,8 @@ BUILDERS: dict[str, Callable[[_Body, float | None], DrumlineError]] = {
     "payload-too-large": _invalid,
     "unsupported-media-type": _invalid,
     "validation-error": _invalid,
-    "queue-full": lambda body, retry_after: QueueFull(
-        _text(body), retry_after=1.0 if retry_after is None else retry_after
-    ),
+    "queue-full": _full,
+    "too-many-connections": _full,
     "headers-too-large": _invalid,
     "cancelled": lambda body, _: RequestCancelled(_text(body), step=body.get("step")),
     "worker-error": lambda body, _: _raised(WorkerError, body),

@@ -93,6 +93,7 @@ class Calls:
         self._check(payload, self._runner.request_schema)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("payload %s", raw[:4096].decode("utf-8", "replace"), extra={"request_id": exchange.request_id})
+        exchange.hold()
         return self._runner.submit(
             payload,
             timeout=run_timeout,

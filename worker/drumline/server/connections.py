@@ -1,28 +1,40 @@
 """uvicorn's HTTP connection, with the bounds that it leaves to others.
 
 uvicorn with httptools closes idle connections after an answer, but waits for ever for a request's headers, takes any
-number of them of any size, and reads for ever what is left of a body that was refused. Here all of that is bounded (see
-``limits``).
+number of them of any size, before a body and after it, any number of requests at a time, and reads for ever what is left
+of a body that was refused. Here all of that is bounded (see ``limits``), and what two parsers may read differently is
+refused: a proxy in front must see the same requests as we do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from drumline import problems
+from drumline.problems import Problem
 from drumline.server import limits
+from drumline.server.connection_limit import ConnectionLimit
 from drumline.server.exchange import CONNECTION_KEY
 
+log = logging.getLogger("drumline.server")
 
-class _HeadTooLargeError(Exception):
-    pass
+#: Sent twice, one of them would be overlooked by somebody between the client and us, or by us.
+_ONCE = frozenset({b"host", b"authorization", b"x-api-key", b"content-type", b"content-length", b"transfer-encoding"})
+_UPGRADE = frozenset({b"upgrade", b"http2-settings"})
+
+
+class _RefusedHeadError(Exception):
+    """Ends the parser: nothing that follows on this connection is read."""
 
 
 class _Parts:
@@ -55,13 +67,18 @@ _date = _Date()
 
 
 class Connection(HttpToolsProtocol):
-    """One client connection."""
+    """One client connection; ``limit`` decides who leaves when there are too many."""
 
-    def __init__(self, *args: Any, **keywords: Any) -> None:
+    def __init__(self, limit: ConnectionLimit, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
+        self._limit = limit
+        self._running: RequestResponseCycle | None = None
         self._in_head = False
         self._head_bytes = 0
-        self._head_too_large = False
+        self._new_head = False
+        self._bodiless_bytes = 0
+        self._refusal: Problem | None = None
+        self._deaf = False
         self._deadline: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
@@ -73,43 +90,125 @@ class Connection(HttpToolsProtocol):
         """A client connected; its request has to come."""
         super().connection_made(transport)
         self._arm()
+        self._limit.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Bytes arrived."""
-        was_in_head = self._in_head
-        super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        if self._deaf:
             return
-        # The head is not complete yet. httptools keeps an unfinished header to itself, so bytes are counted, too.
-        self._head_bytes += len(data) if was_in_head else 0
-        if self._head_bytes > limits.MAX_HEAD_BYTES:
-            self._head_too_large = True
-            self.send_400_response("")
-        elif self._deadline is None:
+        self._unset_keepalive_if_required()
+        self._new_head = False
+        self._bodiless_bytes += len(data)
+        self._feed(data)
+        if self._deaf or self.transport.is_closing():
+            return
+        if self._in_head:
+            # httptools keeps an unfinished header to itself, so bytes are counted, too.
+            self._head_bytes += 0 if self._new_head else len(data)
+            if self._head_bytes > limits.MAX_HEAD_BYTES:
+                self._refuse(_too_large())
+                return
+        elif self.cycle is not None and self.cycle.more_body:
+            if self._bodiless_bytes > limits.MAX_HEAD_BYTES:
+                self._refuse(_too_large())
+            return
+        elif self.cycle is not None and not self.cycle.response_complete:
+            return
+        if self._deadline is None:
             self._arm()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            log.debug("not HTTP, from %s: %s", self.client, error)
+            refusal = self._refusal
+            self._refuse(refusal or problems.make("bad-request", "What was received is not an HTTP request."))
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._in_head = True
+        self._in_head = self._new_head = True
         self._head_bytes = 0
         super().on_message_begin()
         self.scope[CONNECTION_KEY] = self  # type: ignore[typeddict-unknown-key]
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header is complete; those after a body (trailers) say nothing to us, and must not pass for the others."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The head is complete."""
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > limits.MAX_HEAD_BYTES or len(self.headers) > limits.MAX_HEADERS:
-            self._head_too_large = True
-            raise _HeadTooLargeError  # httptools makes it a parser error, and uvicorn that a send_400_response()
+        refusal = self._judged()
+        if refusal is not None:
+            self._refusal = refusal
+            raise _RefusedHeadError  # httptools makes it a parser error
+        if self.parser.should_upgrade():
+            return  # see _decline
         self._in_head = False
+        self._bodiless_bytes = 0
         self._disarm()
         self.server_state.default_headers = _date.headers()
         super().on_headers_complete()
+
+    def _judged(self) -> Problem | None:
+        """Why the head that has arrived is refused, if it is."""
+        headers = self.headers
+        size = len(self.url) + sum([len(name) + len(value) for name, value in headers])
+        if size > limits.MAX_HEAD_BYTES or len(headers) > limits.MAX_HEADERS:
+            return _too_large()
+        names = [name for name, _ in headers]
+        found = set(names)
+        if len(names) != len(found):
+            for name in sorted(found & _ONCE):
+                if names.count(name) > 1:
+                    return problems.make("bad-request", f"The header {name.decode()} was sent twice; send it once.")
+        if self.parser.get_method() == b"CONNECT":
+            return problems.make("bad-request", "This is no proxy: CONNECT is not served.")
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            return problems.make("bad-request", "Of HTTP only versions 1.1 and 1.0 are served here.")
+        if b"host" not in found and version == "1.1":
+            return problems.make("bad-request", "HTTP/1.1 needs a Host header.")
+        if b"transfer-encoding" in found:
+            value = dict(headers)[b"transfer-encoding"]
+            if value.strip().lower() != b"chunked" or version != "1.1":
+                return problems.make("bad-request", "Of transfer encodings only chunked is taken, and with HTTP/1.1.")
+        if len(self.pipeline) >= limits.MAX_PIPELINED:
+            return problems.make("bad-request", f"Up to {limits.MAX_PIPELINED} requests may wait on a connection.")
+        return None
+
+    def _decline(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1: an upgrade is an offer, which a server may ignore.
+
+        The parser takes all that follows such a head for another protocol, also the body. So the request is read once
+        more without the offer. (Java's HTTP client makes it with every first request.)
+        """
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()]
+        for name, value in self.headers:
+            if name == b"connection":
+                kept = [token for token in value.split(b",") if token.strip().lower() not in _UPGRADE]
+                lines += [b"connection: " + b",".join(kept)] if kept else []
+            elif name not in _UPGRADE:
+                lines.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     @property
     def body_complete(self) -> bool:
         """Whether the whole body of the request in hand has arrived."""
         return not self.cycle.more_body
+
+    def hold(self) -> None:
+        """The request in hand is admitted (see ``connection_limit``)."""
+        self._limit.hold(self)
 
     def abort(self) -> None:
         """Cut the connection."""
@@ -118,7 +217,7 @@ class Connection(HttpToolsProtocol):
     @contextlib.contextmanager
     def one_write(self) -> Iterator[None]:
         """Send what is answered meanwhile, a whole response, with one system call instead of two."""
-        cycle = self.cycle
+        cycle = self._running or self.cycle
         if not cycle.keep_alive or cycle.disconnected:  # the connection is closed after the answer: keep that order
             yield
             return
@@ -143,16 +242,27 @@ class Connection(HttpToolsProtocol):
         self._stall = None
         super().resume_writing()
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP request, or one with too much of a head, and close."""
-        suffix, text = "bad-request", "What was received is not an HTTP request."
-        if self._head_too_large:
-            suffix = "headers-too-large"
-            text = f"Up to {limits.MAX_HEADERS} headers and {limits.MAX_HEAD_BYTES} bytes are taken."
-        problem = problems.make(suffix, text, limits.request_id())
-        if self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
-            self.transport.close()  # in the middle of another answer: nothing can be said
+    def _refuse(self, problem: Problem) -> None:
+        """Answer what is not taken, once all that was asked before is answered, and close. Nothing more is read."""
+        self._deaf = True
+        running = self._running
+        if self.cycle is not None and self.cycle.more_body and self.cycle.response_complete:
+            self.transport.close()  # the rest of a request that is answered already
             return
+        if running is not None and not running.response_complete:
+            last = running
+            if self.pipeline:
+                if self.cycle.more_body:  # what is refused is the rest of the newest request
+                    self.pipeline.popleft()
+                last = self.pipeline[0][0] if self.pipeline else running
+            if last is not self.cycle or not last.more_body:
+                # Answers come in the order of the requests, so the refusal is that the connection ends after them.
+                last.keep_alive = False
+                return
+            if running.response_started:
+                self.transport.close()  # in the middle of this request's answer: nothing can be said
+                return
+        problem = replace(problem, request_id=limits.request_id())
         body = problem.body()
         headers = [
             *problem.headers(),
@@ -166,14 +276,25 @@ class Connection(HttpToolsProtocol):
 
     # -- the body of a request that was answered early
 
+    def on_body(self, body: bytes) -> None:
+        """A part of the body arrived."""
+        self._bodiless_bytes = 0
+        super().on_body(body)
+
     def on_response_complete(self) -> None:
         """The answer was sent."""
+        self._limit.release(self)
+        answered = self._running
         super().on_response_complete()
-        if self.cycle.more_body and self._linger is None and not self.transport.is_closing():
+        if answered is not self.cycle or self.transport.is_closing():
+            return
+        if self.cycle.more_body and self._linger is None:
             self._linger = self.loop.call_later(limits.LINGER_SECONDS, self.transport.close)
 
     def on_message_complete(self) -> None:
         """The request's body is complete."""
+        if self._in_head:
+            return  # of an offer to upgrade: its body comes when the offer is declined
         _cancel(self._linger)
         self._linger = None
         if self.cycle is not None and self.cycle.response_complete:
@@ -196,12 +317,16 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
+        self._limit.closed(self)
         self._disarm()
         _cancel(self._linger)
         self._linger = None
         _cancel(self._stall)
         self._stall = None
         super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:  # uvicorn tells the newest request only
+            self._running.disconnected = True
+            self._running.message_event.set()
         if self.on_lost is not None:
             self.on_lost()
 
@@ -209,3 +334,8 @@ class Connection(HttpToolsProtocol):
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()
+
+
+def _too_large() -> Problem:
+    text = f"Up to {limits.MAX_HEADERS} headers and {limits.MAX_HEAD_BYTES} bytes are taken."
+    return problems.make("headers-too-large", text)

@@ -106,7 +106,10 @@ class Edge:
             await (self._calls.invoke(exchange) if path == "/" else self._calls.stream(exchange))
 
     async def _control(self, exchange: Exchange, path: str) -> None:
-        await self._inner(_scope(exchange, path), exchange.receive, exchange.send)
+        scope = _scope(exchange, path)
+        if exchange.method == "HEAD":  # whoever answers GET answers HEAD; the connection leaves the body out
+            scope["method"] = "GET"
+        await self._inner(scope, exchange.receive, exchange.send)
 
     async def _app_call(self, exchange: Exchange, path: str) -> None:
         self._service.check_accepts()
@@ -116,6 +119,7 @@ class Edge:
         current_request.set(RequestInfo(exchange.request_id, exchange.caller, passed_headers(exchange.headers)))
         incoming = _Incoming(exchange, self._settings.max_body_bytes)
         await incoming.begin()
+        exchange.hold()
         try:
             await self._inner(_scope(exchange, path), incoming.receive, exchange.send)
         finally:

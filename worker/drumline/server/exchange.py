@@ -42,6 +42,9 @@ class Transport(Protocol):
     def body_complete(self) -> bool:
         """The whole body has arrived: reading it takes no time."""
 
+    def hold(self) -> None:
+        """The request is admitted; raises a 503 when too many connections are in use."""
+
     def abort(self) -> None:
         """Cut the connection, with whatever is still unsent."""
 
@@ -203,6 +206,15 @@ class Exchange:
         """Cut the connection, with whatever is still unsent."""
         if self.connection is not None:
             self.connection.abort()
+
+    def hold(self) -> None:
+        """The request goes to the ranks or to an endpoint: its connection is not cut in favour of another.
+
+        Raises:
+            ProblemError: 503, too many connections have a request in hand.
+        """
+        if self.connection is not None:
+            self.connection.hold()
 
     def add(self, ticket: Ticket) -> None:
         """Count the waits of a ticket that is over."""

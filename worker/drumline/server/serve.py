@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -21,6 +22,7 @@ from drumline.contract import RunnerSettings
 from drumline.errors import ConfigurationError, DrumlineError, NotReady
 from drumline.server import limits
 from drumline.server.app import create_app
+from drumline.server.connection_limit import ConnectionLimit, affordable
 from drumline.server.connections import Connection
 from drumline.server.edge import Edge
 from drumline.server.service import Phase, Service
@@ -85,7 +87,7 @@ async def serve(
     context = _tls(settings)
     listening = bind(settings.host, settings.port) if sockets is None else list(sockets)
     edge = create_app(service, settings)
-    server = _Server(edge, context)
+    server = _Server(edge, context, ConnectionLimit(affordable(settings.max_connections, settings.world_size)))
     life = _Life(service, settings, edge, stop or asyncio.Event())
     with life.signals() if handle_signals else contextlib.nullcontext():
         async with server.running(listening):
@@ -248,11 +250,11 @@ class _Life:
 class _Server(uvicorn.Server):
     """uvicorn without its own signals; it stops when the block of :meth:`running` ends."""
 
-    def __init__(self, app: Edge, context: ssl.SSLContext | None) -> None:
+    def __init__(self, app: Edge, context: ssl.SSLContext | None, limit: ConnectionLimit) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=functools.partial(Connection, limit),  # type: ignore[arg-type]  # it is called, no more
                 ws="none",
                 proxy_headers=False,
                 lifespan="off",
