@@ -50,6 +50,7 @@ class TrainLM(DistributedWorker):
             model = str(on_every_rank(tiny_llama, self.rank))
         self.model = model
         self.config = check(AutoConfig.from_pretrained(model), self.world_size)
+        Pipeline.check(self.world_size, self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.folder = Path(checkpoints)
 

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "manifests"
 GOOD, BAD = (yaml.safe_load((DATA / f"{name}.yaml").read_text()) for name in ("good", "bad"))
 PLURALS = {"DistributedApp": "namespaces/default/distributedapps", "MachineType": "machinetypes"}
+EXAMPLES = sorted((ROOT / "examples").glob("*/app.yaml"))
 SETTINGS = OperatorSettings(worker_image="base:1")
 
 
@@ -70,6 +71,7 @@ def judged_by_models(document: dict[str, Any]) -> str:
 def test_there_are_enough() -> None:
     assert len(GOOD) >= 40
     assert len(BAD) >= 60
+    assert len(EXAMPLES) >= 14
     for samples in (GOOD, BAD):
         assert len({json.dumps(manifest(each), sort_keys=True) for each in samples.values()}) == len(samples)
 
@@ -79,6 +81,15 @@ def test_good_manifests_are_taken(api: Api, name: str) -> None:
     document = manifest(GOOD[name])
     create(api, document)
     assert judged_by_models(document) == ""
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.parent.name)
+def test_the_manifests_of_the_examples_are_taken_as_they_are(api: Api, file: Path) -> None:
+    document = yaml.safe_load(file.read_text())
+    create(api, document)
+    assert judged_by_models(document) == ""
+    # Who applies it gets the real model, not the tiny one: the class's default.
+    assert "tiny" not in json.dumps(document)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -26,6 +26,17 @@ def drawn(result: dict[str, Any]) -> list[float]:
     return [number for rank in result["ranks"] for number in rank["drawn"]]
 
 
+@pytest.mark.parametrize("asked", [None, str(os.cpu_count())])
+async def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, asked: str | None) -> None:
+    """With a thread per core on every rank they wait for each other's threads in each operation."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    async with asyncio.timeout(50), DistributedRunner(Facts, world_size=2, device="cpu") as runner:
+        share = max(1, (os.cpu_count() or 1) // 2) if asked is None else int(asked)
+        assert [rank["threads"] for rank in (await runner.invoke())["ranks"]] == [share] * 2
+
+
 async def test_stopped_twice_started_again_and_restarted_the_random_numbers_are_new(tmp_path: Path, until: Any) -> None:
     runner = DistributedRunner(Facts, world_size=2, device="cpu", cwd=tmp_path)
     assert runner.status.state == "new"

@@ -69,6 +69,16 @@ class Examples(DistributedWorker):
         torch.distributed.broadcast(logits, src=(plan.stages - 1) % self.world_size)
         return {"logits": logits}
 
+    def eval_without_a_target(self) -> dict[str, Any]:
+        """Infer with the schedule of a training: the last stage wants to compute a loss."""
+        model, app = build_llama(), APPS["lm_pipeline"]
+        plan = StagePlan(len(model.model.layers), self.world_size, "1f1b", 4)
+        stages = {i: app.Stage(model, plan, i) for i in plan.stages_of(self.rank)}
+        pipeline = Pipeline(plan, stages, app.loss_of, self.device)
+        tokens = torch.arange(4 * 8).reshape(4, 8)
+        pipeline._train.eval(*([tokens] if self.rank == 0 else []))
+        return {}
+
     def split_qwen3(self, steps: int) -> dict[str, Any]:
         """Tensor parallel steps of a model with norms of queries and keys; the losses."""
         model = build_qwen3()

@@ -214,8 +214,8 @@ async def test_pipefusion_is_its_own_simulation_exactly(
     # Patches attend to what is one step old: an approximation, of this size for this model.
     exact = one_process("flux", **request)
     error = (expected - exact).abs()
-    assert 1e-6 < error.mean() < 3e-4
-    assert error.max() < 4e-3
+    assert 1e-6 < error.mean() < 2e-4
+    assert error.max() < 2e-3
 
 
 async def test_more_warm_up_is_nearer_to_exact(simulated: Any, one_process: Any) -> None:
@@ -228,7 +228,7 @@ async def test_more_warm_up_is_nearer_to_exact(simulated: Any, one_process: Any)
 
 @pytest.mark.parametrize("plan", [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2)])
 async def test_hybrids_are_their_own_simulation(
-    two: DistributedRunner, four: DistributedRunner, simulated: Any, plan: tuple[int, int, int]
+    two: DistributedRunner, four: DistributedRunner, simulated: Any, one_process: Any, plan: tuple[int, int, int]
 ) -> None:
     cfg, pipefusion, ulysses = plan
     runner = two if cfg * pipefusion * ulysses == 2 else four
@@ -237,6 +237,9 @@ async def test_hybrids_are_their_own_simulation(
     expected = simulated(**request, patches=4, warmup=2)
     drawn = await draw(runner, example="flux_hybrid", setup=setup, **request)
     assert largest_difference(drawn, expected) <= 5e-6
+    error = (expected - one_process("flux", **request)).abs()
+    assert 1e-6 < error.mean() < 4e-4
+    assert error.max() < 5e-3
 
 
 async def test_all_three_on_eight_ranks(eight: DistributedRunner, simulated: Any) -> None:

@@ -1,4 +1,4 @@
-"""The Flux LoRA on two real ranks: as one process trains it, through kills and cancels, and drawn with afterwards."""
+"""The Flux LoRA on two and four real ranks: as one process trains it, through kills and cancels, and drawn with afterwards."""
 
 from __future__ import annotations
 
@@ -57,13 +57,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("loras")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def two(one_thread: None, folder: Path) -> AsyncIterator[DistributedRunner]:
+async def group(ranks: int, folder: Path) -> AsyncIterator[DistributedRunner]:
     restart = RestartPolicy(max_restarts=100, backoff_seconds=0)
-    runner = DistributedRunner(f"{EXAMPLE}:FluxLora", world_size=2, device="cpu", restart=restart)
+    runner = DistributedRunner(f"{EXAMPLE}:FluxLora", world_size=ranks, device="cpu", restart=restart)
     await runner.start(timeout=250, model="tiny", checkpoints=str(folder))
     yield runner
     await runner.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def two(one_thread: None, folder: Path) -> AsyncIterator[DistributedRunner]:
+    async for runner in group(2, folder):
+        yield runner
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def four(one_thread: None, folder: Path) -> AsyncIterator[DistributedRunner]:
+    async for runner in group(4, folder):
+        yield runner
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -80,7 +91,9 @@ def lora_of(result: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-async def test_two_ranks_train_as_one_process_does(whole: dict[str, Any], load_example: Callable[[str], Any]) -> None:
+@pytest.fixture(scope="module")
+def reference(one_thread: None, load_example: Callable[[str], Any]) -> tuple[list[float], dict[str, Any]]:
+    """Losses and LoRA of one process, in plain torch, diffusers and peft."""
     import torch
     from diffusers import FluxPipeline
     from peft import LoraConfig
@@ -111,12 +124,31 @@ async def test_two_ranks_train_as_one_process_does(whole: dict[str, Any], load_e
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert max(abs(a - b) for a, b in zip(whole["losses"], losses, strict=True)) <= LOSS_BOUND
-    expected = {f"transformer.{name}": value for name, value in get_peft_model_state_dict(transformer).items()}
-    trained = lora_of(whole)
+    return losses, {f"transformer.{name}": value for name, value in get_peft_model_state_dict(transformer).items()}
+
+
+def check(result: dict[str, Any], reference: tuple[list[float], dict[str, Any]]) -> None:
+    losses, expected = reference
+    pairs = zip(result["losses"], losses[result["resumed_from"] :], strict=True)
+    assert max(abs(one - other) for one, other in pairs) <= LOSS_BOUND
+    trained = lora_of(result)
     assert trained.keys() == expected.keys()
     assert max((trained[name] - value).abs().max().item() for name, value in expected.items()) <= WEIGHT_BOUND
     assert any(value.abs().max() > 1e-4 for name, value in trained.items() if "lora_B" in name), "nothing was learnt"
+
+
+async def test_two_ranks_train_as_one_process_does(whole: dict[str, Any], reference: Any) -> None:
+    check(whole, reference)
+
+
+async def test_four_ranks_train_as_one_process_does_whatever_happens(four: DistributedRunner, reference: Any) -> None:
+    request = {**REQUEST, "run": "four"}
+    result = await four.invoke(request, timeout=200)
+    check(result, reference)
+    await cut_short(four, {**request, "run": "four-cancel"}, "cancel")
+    again = await four.invoke({**request, "run": "four-cancel"}, timeout=200)
+    assert again["resumed_from"] in (2, 4)
+    check(again, reference)  # not bit for bit: with more than two ranks DDP may add in another order after a new start
 
 
 async def test_a_stream_tells_preparation_and_steps(two: DistributedRunner, whole: dict[str, Any]) -> None:
@@ -130,26 +162,32 @@ async def test_a_stream_tells_preparation_and_steps(two: DistributedRunner, whol
 
 @pytest.mark.parametrize("how", ["cancel", "kill"])
 async def test_a_run_that_was_cut_short_goes_on(two: DistributedRunner, whole: dict[str, Any], how: str) -> None:
+    request = {**REQUEST, "run": how}
+    await cut_short(two, request, how)
+    result = await two.invoke(request, timeout=200)
+    start = result["resumed_from"]
+    assert start in (2, 4)
+    assert result["losses"] == whole["losses"][start:]
+    assert result["lora"]["url"] == whole["lora"]["url"]
+
+
+async def cut_short(runner: DistributedRunner, request: dict[str, Any], how: str) -> None:
+    """Cancel a training, or kill a rank, after its third step."""
     from drumline import codec
 
-    request = {**REQUEST, "run": how}
-    ticket = two.submit(request, streaming=True)
+    ticket = runner.submit(request, streaming=True)
     async for update in ticket.updates():
         progress = codec.unpack(update.data, update.buffers)["progress"]
         if progress["done"] == 3 and "loss" in progress:
             if how == "cancel":
                 ticket.cancel()
             else:
-                os.kill(two.status.ranks[1].pid or 0, signal.SIGKILL)
+                os.kill(runner.status.ranks[1].pid or 0, signal.SIGKILL)
     with pytest.raises(RequestCancelled if how == "cancel" else RankLost):
         await ticket.result()
     if how == "cancel":
+        assert set(ticket.stopped_steps) == set(range(len(runner.status.ranks)))
         assert len(set(ticket.stopped_steps.values())) == 1
-    result = await two.invoke(request, timeout=200)
-    start = result["resumed_from"]
-    assert start in (2, 4)
-    assert result["losses"] == whole["losses"][start:]
-    assert result["lora"]["url"] == whole["lora"]["url"]
 
 
 async def test_what_was_trained_is_drawn_and_the_model_stays_as_it_was(

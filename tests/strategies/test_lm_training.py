@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from drumline.distributed import DistributedRunner
-from drumline.errors import InvalidPayload, RankLost, RequestCancelled, SetupFailed
+from drumline.errors import InvalidPayload, RankLost, RequestCancelled, SetupFailed, WorkerError
 from drumline.runner.runner import RestartPolicy
 from drumline.testing.tiny_lm import sums, tiny_llama
 from drumline.toolkit import File
@@ -197,6 +197,16 @@ async def test_a_pipeline_infers_exactly_what_one_process_does(two: DistributedR
     assert (result["logits"] - expected).abs().max().item() == 0.0
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+async def test_inference_with_the_schedule_of_a_training_names_the_rank_that_failed(
+    two: DistributedRunner, four: DistributedRunner, ranks: int
+) -> None:
+    runner = two if ranks == 2 else four
+    with pytest.raises(WorkerError, match=f"rank {ranks - 1}: TypeError"):
+        await runner.invoke({"example": "eval_without_a_target"}, timeout=60)
+    assert "logits" in await runner.invoke({"example": "infer_after_a_step", "schedule": "1f1b"}, timeout=60)
+
+
 async def test_norms_of_queries_and_keys_get_the_gradients_of_all_heads(
     two: DistributedRunner, reference: Reference
 ) -> None:
@@ -230,7 +240,7 @@ async def test_a_stream_tells_every_step_and_ends_with_the_same_result(
 # -- ends before the end
 
 
-@pytest.mark.parametrize("case", ["zero-3", "zero-1", "1f1b", "tensor"])
+@every_case
 async def test_a_cancelled_run_stops_at_one_step_and_goes_on_later(
     two: DistributedRunner, whole: Any, case: str
 ) -> None:
@@ -352,7 +362,7 @@ def without_weights(folder: Path, **changes: Any) -> str:
         ("lm_tensor", {"num_key_value_heads": 1}, "num_key_value_heads is 1, which 2 ranks cannot divide; use 1 rank"),
         ("lm_fsdp", {"model_type": "gpt2"}, "model: gpt2 is no language model with its layers in model.layers"),
         ("lm_fsdp", {"model_type": "t5"}, "model: t5 is no language model with its layers in model.layers"),
-        ("lm_tensor", {"num_attention_heads": 5}, "num_attention_heads is 5, which 2 ranks cannot divide; use 1 rank"),
+        ("lm_tensor", {"intermediate_size": 129}, "intermediate_size is 129, which 2 ranks cannot divide; use 1 rank"),
         ("lm_tensor", {"model_type": "bloom"}, "model: the layers of bloom cannot be split here"),
         ("lm_pipeline", {"num_hidden_layers": 1}, "the model has 1 layers; use at most 1 ranks"),
         ("lm_pipeline", {"tie_word_embeddings": True}, "tie_word_embeddings"),

@@ -47,6 +47,18 @@ async def test_uneven_tokens_in_a_forward_are_named(ask: Any) -> None:
         assert "15 tokens cannot be shared evenly by" in refusal
 
 
+async def test_diffusers_own_way_to_split_uneven_tokens_fails_on_cpu_ranks(ask: Any) -> None:
+    assert (await ask("anything")).startswith("RuntimeError"), "it works now: uneven tokens need not be refused"
+
+
+@pytest.mark.linux
+async def test_what_ranks_share_has_no_name_that_one_that_ends_could_unlink(ask: Any) -> None:
+    found = await ask("shared_memory")
+    assert found["shared"], "the page of steps and cancels"
+    assert all(name.startswith("/memfd:") for name in found["shared"]), found
+    assert found["tracker"] is None
+
+
 async def test_parallelism_goes_on_once(ask: Any) -> None:
     for refusal in await ask("twice"):
         assert "parallel already: enable it once" in refusal

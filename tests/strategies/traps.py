@@ -106,6 +106,33 @@ class Traps(DistributedWorker):
             found[str(own)] = self.refusal(model, **flux_inputs(text=15))
         return found
 
+    def anything(self) -> Any:
+        """Diffusers can split uneven tokens in a mode of its own, which sends parts of different sizes."""
+        from diffusers import ContextParallelConfig
+
+        model = self.load("flux")
+        mesh = self.groups(ulysses=self.world_size).mesh("ring", "ulysses")
+        with compat.on(self.device):
+            model.enable_parallelism(
+                config=ContextParallelConfig(ulysses_degree=self.world_size, ulysses_anything=True, mesh=mesh)
+            )
+        try:
+            model(**flux_inputs(text=15))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def shared_memory(self) -> Any:
+        """What ranks share has no name, so a rank that ends cannot unlink it: nothing is for a resource tracker."""
+        from multiprocessing import resource_tracker
+        from pathlib import Path
+
+        maps = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
+        return {
+            "shared": sorted({line[5] for line in maps if line[1] == "rw-s"}),
+            "tracker": resource_tracker._resource_tracker._pid,  # type: ignore[attr-defined]
+        }
+
     def twice(self) -> Any:
         """Parallelism goes on once."""
         sequence, tensor = self.groups(ulysses=self.world_size), self.groups(tensor=self.world_size)

@@ -73,6 +73,12 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @page
+def test_tests_that_are_named_exist(path: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", path.read_text()):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{name}"
+
+
+@page
 def test_make_targets_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     commands = re.findall(r"(?:^|`|&& )make ([a-z][a-z -]*[a-z])", path.read_text(), re.MULTILINE)

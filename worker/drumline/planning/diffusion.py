@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from drumline.diffusion.patches import stage_blocks
 from drumline.diffusion.plan import ModelShape
 from drumline.errors import ConfigurationError
 
@@ -92,17 +93,37 @@ class Denoiser:
         return self.double * double + self.single * single
 
     @property
-    def blocks(self) -> int:
-        """Parameters of all blocks, which pipeline stages share."""
+    def _each(self) -> tuple[int, int]:
+        """Parameters of a double and of a single block."""
         h, d = self.hidden, self.head_dim
-        if self.kind == "unet":
-            return 0
         norm = 6 * h * h + 6 * h
         double = 2 * (norm + 4 * (h * h + h) + 8 * h * h + 5 * h) + 4 * d
         single = 3 * h * h + 3 * h + 3 * (h * h + h) + 4 * h * h + 4 * h + 5 * h * h + h + 2 * d
+        return double, single
+
+    @property
+    def blocks(self) -> int:
+        """Parameters of all blocks, which pipeline stages share."""
+        h = self.hidden
+        if self.kind == "unet":
+            return 0
+        double, single = self._each
         if self.kind == "sd3":  # the last block drops its text: no feed-forward, no output, two scales in place of six
             return self.double * double - (4 * h * h + 4 * h) - (8 * h * h + 5 * h) - (h * h + h)
         return self.double * double + self.single * single
+
+    def largest_stage(self, stages: int) -> tuple[int, int]:
+        """Return the parameters and the number of the blocks in the largest of some pipeline stages.
+
+        The stages have equally many blocks, since a token takes as long in each; those with double blocks, which come
+        first, hold more parameters.
+        """
+        if stages == 1:
+            return self.blocks, self.double + self.single
+        double, single = self._each
+        sizes = [double] * self.double + [single] * self.single
+        cuts = [stage_blocks(len(sizes), stages, stage) for stage in range(stages)]
+        return max(sum(sizes[cut.start : cut.stop]) for cut in cuts), max(map(len, cuts))
 
     @property
     def parameters(self) -> int:

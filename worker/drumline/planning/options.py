@@ -70,9 +70,10 @@ def _draw(model: Denoiser, plan: ParallelPlan, machine: Machine, width: int, hei
         wire += mine * row
     if plan.cfg == 2:
         wire += image * model.channels * short
-    weights = model.parameters - model.blocks + model.blocks / plan.pipefusion
+    staged, layers = model.largest_stage(plan.pipefusion)
+    weights = model.parameters - model.blocks + staged
     weights -= model.split * (1 - 1 / plan.tensor)
-    cache = 2 * tokens / plan.ulysses * row * blocks / plan.pipefusion if plan.pipefusion > 1 else 0.0
+    cache = 2 * tokens / plan.ulysses * row * layers if plan.pipefusion > 1 else 0.0
     peak = model.peak_numbers(mine) * images * short
     if plan.tensor > 1:  # widths within a block are split, the residual stream and its copies are not
         peak *= 1 / 3 + 2 / 3 / plan.tensor

@@ -58,6 +58,7 @@ class Facts(DistributedWorker):
 
     def __call__(self, streaming: bool = False) -> dict[str, Any]:
         """Gather facts of all ranks on rank 0."""
+        import torch
         import torch.distributed as dist
 
         mine = {
@@ -67,6 +68,7 @@ class Facts(DistributedWorker):
             "device": str(self.device),
             "drawn": self.drawn,
             "backend": dist.get_backend(),
+            "threads": torch.get_num_threads(),
             "cwd": os.getcwd(),
             "kwargs": self.kwargs,
             "environment": {

@@ -35,16 +35,25 @@ class Pipeline:
         wanted = plan.stages_of(dist.get_rank())
         if sorted(stages) != wanted:
             raise ConfigurationError(f"stages: rank {dist.get_rank()} holds {wanted}, not {sorted(stages)}")
-        if plan.ranks > 1 and device.type == "cuda" and dist.get_backend() == "gloo":
-            raise ConfigurationError(
-                "backend: gloo sends nothing from GPU to GPU; use one GPU per rank with backend nccl"
-            )
+        self.check(plan.ranks, device)
         self.plan = plan
         self._modules = dict(sorted(stages.items()))
         self._device = device
         self._first, self._last = 0 in stages, plan.stages - 1 in stages
         self._train = self._schedule(loss)
         self._infer: Any = None
+
+    @staticmethod
+    def check(ranks: int, device: torch.device) -> None:
+        """Check that ranks can send each other anything. Call it before weights are loaded.
+
+        Raises:
+            ConfigurationError: they share GPUs.
+        """
+        if ranks > 1 and device.type == "cuda" and dist.get_backend() == "gloo":
+            raise ConfigurationError(
+                "backend: gloo sends nothing from GPU to GPU; use one GPU per rank with backend nccl"
+            )
 
     def _schedule(self, loss: Loss | None) -> Any:
         name, per_rank = SCHEDULES[self.plan.schedule]
