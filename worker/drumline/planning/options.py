@@ -71,7 +71,7 @@ def _draw(model: Denoiser, plan: ParallelPlan, machine: Machine, width: int, hei
     if plan.cfg == 2:
         wire += image * model.channels * short
     staged, layers = model.largest_stage(plan.pipefusion)
-    weights = model.parameters - model.blocks + staged
+    weights: float = model.parameters - model.blocks + staged
     weights -= model.split * (1 - 1 / plan.tensor)
     cache = 2 * tokens / plan.ulysses * row * layers if plan.pipefusion > 1 else 0.0
     peak = model.peak_numbers(mine) * images * short
