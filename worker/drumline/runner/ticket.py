@@ -188,6 +188,9 @@ class Ticket:
                     await self._changed()
             except TimeoutError:
                 return IDLE
+        return self._take()
+
+    def _take(self) -> Packed:
         update = self._updates.popleft()
         self._buffered -= size_of(update)
         return update
@@ -197,7 +200,7 @@ class Ticket:
         while isinstance(update := await self.next(), Packed):
             yield update
 
-    async def text_events(self, keepalive: float = 15.0) -> AsyncIterator[bytes]:
+    async def text_events(self, keepalive: float = 15.0, *, joined: int = 0) -> AsyncIterator[bytes]:
         """Yield the request as server-sent events: updates, pings in silence, exactly one terminal event.
 
         Closing the iterator early cancels the request. Never raises what the request failed with: that is the terminal
@@ -205,6 +208,7 @@ class Ticket:
 
         Args:
             keepalive: longest silence in seconds.
+            joined: small updates that already wait are joined up to so many bytes; 0 yields every event by itself.
         """
         id = 0
         try:
@@ -212,14 +216,35 @@ class Ticket:
                 if isinstance(update, _Idle):
                     yield sse.PING
                     continue
-                yield sse.update(id, await to_json(update))
+                text = sse.update(id, await to_json(update))
                 id += 1
+                if joined and self._updates:
+                    texts, failure = self._waiting_texts(id, joined - len(text))
+                    id += len(texts)
+                    text = b"".join((text, *texts))
+                    yield text
+                    if failure is not None:
+                        raise failure
+                else:
+                    yield text
             yield sse.result(id, await to_json(await self.result()))
         except DrumlineError as error:
             self.cancel(f"an update could not be sent: {error}")
             yield sse.error(id, problems.from_error(error, self.request_id).body())
         finally:
             self.cancel("the reader went away")
+
+    def _waiting_texts(self, id: int, room: int) -> tuple[list[bytes], DrumlineError | None]:
+        """Take small updates that wait, ``room`` bytes of text or a little more; stop at one that cannot be carried."""
+        texts: list[bytes] = []
+        while self._updates and room > 0 and size_of(self._updates[0]) < _BIG:
+            update = self._take()
+            try:
+                texts.append(sse.update(id + len(texts), codec.to_json(update.data, update.buffers)))
+            except DrumlineError as error:
+                return texts, error
+            room -= len(texts[-1])
+        return texts, None
 
 
 def size_of(packed: Packed) -> int:

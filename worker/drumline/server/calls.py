@@ -13,7 +13,7 @@ from drumline import codec, details, sse
 from drumline.contract import RunnerSettings
 from drumline.problems import ProblemError, make
 from drumline.runner.ticket import Ticket, to_json
-from drumline.server import body
+from drumline.server import body, limits
 from drumline.server.exchange import Exchange
 from drumline.server.service import Runner
 
@@ -71,9 +71,10 @@ class Calls:
         watch = _Watch(exchange, ticket)
         try:
             await exchange.start(200, sse.HEADERS)
-            async with contextlib.aclosing(ticket.text_events(self._settings.stream_keepalive)) as events:  # type: ignore[type-var]
-                async for event in events:
-                    await exchange.part(event)
+            texts = ticket.text_events(self._settings.stream_keepalive, joined=limits.CHUNK_BYTES)
+            async with contextlib.aclosing(texts) as events:  # type: ignore[type-var]
+                async for text in events:
+                    await exchange.part(text)
             await exchange.end()
         finally:
             watch.stop()

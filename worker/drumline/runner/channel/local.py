@@ -23,6 +23,8 @@ from drumline.segments import SegmentReader, place_transient
 log = logging.getLogger("drumline.runner.channel")
 
 _CHUNK = 256 << 10
+#: So many messages of one rank are read before others, and clients, have their turn.
+_MOST_READS = 32
 #: A blocked reader of a stream socket is also woken when its peer reads; of a packet socket, only by a message. macOS has
 #: none. The frames are the same over both, so nothing else knows the difference.
 _KIND = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_STREAM
@@ -40,6 +42,7 @@ class _Peer:
         self.descriptors: list[int] = []
         self.outgoing: deque[tuple[bytes, list[int]]] = deque()
         self.closed = False
+        self.talks = False  # it has sent something since it was last sent anything: more may follow
 
 
 class LocalChannel:
@@ -68,27 +71,36 @@ class LocalChannel:
         self._peers[rank].theirs.close()
 
     def _readable(self, peer: _Peer) -> None:
+        # A call has one answer, after which a look for more would be in vain; updates come in numbers.
+        most = _MOST_READS if peer.talks else 1
+        peer.talks = True
+        while most and self._read(peer):
+            most -= 1
+
+    def _read(self, peer: _Peer) -> bool:
+        """Read and deliver what came with one system call; False when there was nothing, or nothing more can come."""
         if peer.closed:
-            return
+            return False
         try:
             size, ancillary, _, _ = peer.socket.recvmsg_into([self._chunk], descriptors.ANCILLARY)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             size, ancillary = 0, []
         if ancillary:
             peer.descriptors += descriptors.received(ancillary)
         if not size:
             self._lose(peer)
-            return
+            return False
         try:
             # Frames are cut before the first is delivered: delivering may read this socket again (drain).
             frames = list(peer.reader.feed(memoryview(self._chunk)[:size]))
         except ValueError as error:
             self._give_up(peer, error)
-            return
+            return False
         for header, message in frames:
             self._deliver(peer, header, message)
+        return True
 
     def _deliver(self, peer: _Peer, header: bytes, message: bytes) -> None:
         if peer.closed:
@@ -118,7 +130,7 @@ class LocalChannel:
                     return
             except OSError:
                 return
-            self._readable(peer)
+            self._read(peer)
 
     def _lose(self, peer: _Peer) -> None:
         if peer.closed:
@@ -147,6 +159,7 @@ class LocalChannel:
     def _send(self, peer: _Peer, frame: bytes, descriptor: int | None) -> None:
         if peer.closed:
             return
+        peer.talks = False
         if not peer.outgoing:
             try:
                 piece = frame[: framing.PIECE]
