@@ -138,6 +138,10 @@ class CachedCluster:
         """Attach an event to ``raw``."""
         await self._kube.event(raw, type, reason, message)
 
+    async def pod_warnings(self, namespace: str, uid: str) -> Sequence[Raw]:
+        """Return the Warning events about a pod; they are not watched."""
+        return await self._kube.pod_warnings(namespace, uid)
+
     async def runner_status(self, pod: Raw, port: int) -> Raw | None:
         """Return what the runner in ``pod`` said last about its ranks."""
         return await self._runner(pod["metadata"].get("uid", ""))

@@ -67,6 +67,10 @@ class Cluster(Protocol):
         """Attach an event to ``raw``."""
         ...
 
+    async def pod_warnings(self, namespace: str, uid: str) -> Sequence[Raw]:
+        """Return the Warning events about a pod, from all that are still kept."""
+        ...
+
     async def runner_status(self, pod: Raw, port: int) -> Raw | None:
         """Return what the runner in ``pod`` says about its ranks, or None when it does not answer."""
         ...

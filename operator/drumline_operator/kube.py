@@ -242,6 +242,12 @@ class KubeCluster:
         }
         await self._call("POST", RESOURCES["Event"].path(namespace), body=body)
 
+    async def pod_warnings(self, namespace: str, uid: str) -> Sequence[Raw]:
+        """Return the Warning events about a pod, from all that are still kept."""
+        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": str(_PAGE)}
+        found: list[Raw] = json.loads(await self._call("GET", RESOURCES["Event"].path(namespace), query))["items"]
+        return found
+
     async def runner_status(self, pod: Raw, port: int) -> Raw | None:
         """Return what the runner in ``pod`` says about its ranks, or None when it does not answer."""
         return await self._runners.runner_news(pod["status"]["podIP"], port, None)

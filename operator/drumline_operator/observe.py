@@ -6,12 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from drumline_operator.manifests.labels import REVISION
 from drumline_operator.manifests.pod import SOURCE_CONTAINER, WORKER_CONTAINER
 
 Raw = Mapping[str, Any]
+#: Events of kubelets and of the controller that attaches volumes.
+MOUNT_WARNINGS: Final = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+WARNINGS: Final = MOUNT_WARNINGS | {"FailedCreatePodSandBox", "NetworkNotReady"}
+#: The condition of a pod that its volumes and network are there; older clusters do not have it.
+_SANDBOX: Final = "PodReadyToStartContainers"
+#: How a container waits for that; empty: nobody has said yet.
+_BEGINS: Final = {"", "ContainerCreating", "PodInitializing"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,19 @@ class ContainerView:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """A warning about a pod, from an event. ``reason`` and ``message`` are those of whoever warns."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class PodView:
-    """One pod of an app. ``unschedulable``: the scheduler's own words. ``created`` is RFC 3339 text."""
+    """One pod of an app. ``unschedulable``: the scheduler's own words. ``created`` is RFC 3339 text.
+
+    ``begins``: it has a node, which has not made its sandbox yet; what is wrong with that only ``warned`` tells.
+    """
 
     name: str
     uid: str = ""
@@ -72,6 +90,8 @@ class PodView:
     message: str = ""
     worker: ContainerView | None = None
     source: ContainerView | None = None
+    begins: bool = False
+    warned: Warned | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +171,28 @@ def pod_view(raw: Raw) -> PodView:
         message=status.get("message") or "",
         worker=containers.get(WORKER_CONTAINER),
         source=containers.get(SOURCE_CONTAINER),
+        begins=bool(
+            spec.get("nodeName")
+            and status.get("phase", "Pending") == "Pending"
+            and (conditions.get(_SANDBOX) or {}).get("status") != "True"
+            and all(each.waiting in _BEGINS and not each.running and not each.ended for each in containers.values())
+        ),
     )
+
+
+def warned(events: Sequence[Raw]) -> Warned | None:
+    """Return the newest of the warnings that say why a pod does not begin."""
+    known = [each for each in events if each.get("reason") in WARNINGS]
+    newest = max(known, key=_event_time, default=None)
+    if newest is None:
+        return None
+    return Warned(newest["reason"], (newest.get("message") or newest["reason"]).strip())
+
+
+def _event_time(event: Raw) -> str:
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return next((each for each in times if each), event["metadata"].get("creationTimestamp") or "")
 
 
 def _container(raw: Raw) -> ContainerView:

@@ -54,6 +54,7 @@ def plan(
     return (
         *children,
         *_broken_pods(context, observed, now, settings),
+        *_beginning_pods(observed, now, settings),
         *_with_news(raw, written),
     )
 
@@ -212,6 +213,13 @@ def _with_news(raw: Mapping[str, Any], written: dict[str, Any]) -> Iterator[Acti
 
 def _ready(written: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((each for each in written.get("conditions") or () if each.get("type") == "Ready"), {})
+
+
+def _beginning_pods(observed: Observed, now: datetime, settings: OperatorSettings) -> Iterator[Action]:
+    """Warnings are not watched: of a pod that does not begin they are looked at again, ever less often."""
+    for pod in observed.pods:
+        if pod.begins and not pod.deleting and (born := time_of(pod.created)):
+            yield RequeueAfter(max(settings.progress_interval, (now - born).total_seconds() / 2))
 
 
 def _too_young(created: str | None, now: datetime, settings: OperatorSettings) -> float:

@@ -48,6 +48,10 @@ CRASH_LOOP: Final = "CrashLoop"
 CANNOT_START: Final = "ContainerCannotStart"
 WORKER_EXITED: Final = "WorkerExited"
 EVICTED: Final = "Evicted"
+REFUSED_BY_NODE: Final = "RefusedByNode"
+NODE_SHUTDOWN: Final = "NodeShutdown"
+MOUNT_FAILED: Final = "MountFailed"
+SANDBOX_FAILED: Final = "SandboxFailed"
 DEADLINE: Final = "ProgressDeadlineExceeded"
 
 CURES: Final = {
@@ -73,6 +77,10 @@ CURES: Final = {
     CRASH_LOOP: "see status.lastFailure and `kubectl logs --previous`",
     WORKER_EXITED: "see status.lastFailure and `kubectl logs --previous`",
     EVICTED: "the node ran short of a resource: set spec.resources.requests",
+    REFUSED_BY_NODE: "see the kubelet's words; a node whose devices are broken, or taken by others, should be cordoned",
+    NODE_SHUTDOWN: "nothing to do where other nodes can run the app; else bring the node back",
+    MOUNT_FAILED: "create the Secret, ConfigMap, key or volume that the message names, or correct its name in the spec",
+    SANDBOX_FAILED: "see the kubelet's words; the node's network plugin and the MachineType's runtimeClassName must work",
     DEADLINE: "see RanksReady and Scheduled for the cause; raise spec.rollout.progressDeadlineSeconds if it is only slow",
 }
 
@@ -115,6 +123,10 @@ MEANINGS: Final = {
     CANNOT_START: "the runtime cannot run the worker container's command",
     CRASH_LOOP: "the worker container ends again and again; Kubernetes waits longer each time",
     WORKER_EXITED: "the worker container ended with an error",
-    EVICTED: "the node's kubelet removed the pod",
+    EVICTED: "the node's kubelet removed the pod, because the node ran short of memory, disk or process ids",
+    REFUSED_BY_NODE: "the node's kubelet does not take the pod that the scheduler gave it; another pod is made",
+    NODE_SHUTDOWN: "the node shuts down; another pod is made",
+    MOUNT_FAILED: "the node cannot mount a volume of the pod; it is tried again by itself",
+    SANDBOX_FAILED: "the node cannot make the pod's sandbox, such as its network; it is tried again by itself",
     DEADLINE: "a rollout has made no progress for progressDeadlineSeconds",
 }

@@ -7,8 +7,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from drumline.contract import DEFAULT_PORT
@@ -19,7 +19,17 @@ from drumline_operator.machine_status import machine_status
 from drumline_operator.machine_types import MACHINE_TYPE_PREFIX
 from drumline_operator.manifests import labels
 from drumline_operator.manifests.names import API_VERSIONS
-from drumline_operator.observe import NodeView, Observed, SourceView, node_view, pod_views, runner_view
+from drumline_operator.observe import (
+    NodeView,
+    Observed,
+    PodView,
+    SourceView,
+    node_view,
+    pod_views,
+    runner_view,
+    time_of,
+    warned,
+)
 from drumline_operator.plan import plan, refused
 from drumline_operator.settings import OperatorSettings
 from drumline_operator.troubles import Trouble
@@ -48,7 +58,7 @@ async def reconcile(key: str, cluster: Cluster, clock: Callable[[], datetime], s
     raw = await cluster.get("DistributedApp", namespace, name)
     if raw is None:
         return Outcome(gone=True)
-    observed = await observe(raw, cluster)
+    observed = await observe(raw, cluster, clock() - timedelta(seconds=settings.progress_interval))
     actions = plan(raw, observed, clock(), settings)
     try:
         again = await execute(raw, actions, cluster)
@@ -62,13 +72,13 @@ async def reconcile(key: str, cluster: Cluster, clock: Callable[[], datetime], s
     return Outcome(again=again, actions=len(actions))
 
 
-async def observe(raw: Raw, cluster: Cluster) -> Observed:
-    """Read everything that the plan for ``raw`` depends on."""
+async def observe(raw: Raw, cluster: Cluster, before: datetime | None = None) -> Observed:
+    """Read everything that the plan for ``raw`` depends on; of pods made ``before`` that have not begun also why."""
     namespace, name = raw["metadata"]["namespace"], raw["metadata"]["name"]
     spec = raw.get("spec") or {}
     children = {kind: found for kind in API_VERSIONS if (found := await cluster.get(kind, namespace, name)) is not None}
     pods = await cluster.list("Pod", namespace, labels.text(labels.selector(name)))
-    views = pod_views(pods)
+    views = tuple([await _warned(cluster, namespace, view, before) for view in pod_views(pods)])
     machine_types: Sequence[Raw] = ()
     nodes: tuple[NodeView, ...] | None = None
     if spec.get("machineType"):
@@ -117,6 +127,16 @@ async def _tell(cluster: Cluster, raw: Raw, event: Event) -> None:
         await cluster.event(raw, event.type, event.reason, event.message)
     except ClusterError as error:
         log.warning("%s: event %s is lost: %s", raw["metadata"]["name"], event.reason, error)
+
+
+async def _warned(cluster: Cluster, namespace: str, view: PodView, before: datetime | None) -> PodView:
+    born = time_of(view.created)
+    if not view.begins or view.deleting or before is None or born is None or born > before:
+        return view
+    try:
+        return replace(view, warned=warned(await cluster.pod_warnings(namespace, view.uid)))
+    except Forbidden:
+        return view  # with the roles of an older chart
 
 
 async def _nodes(cluster: Cluster) -> tuple[NodeView, ...] | None:

@@ -31,7 +31,9 @@ class OperatorSettings(BaseModel):
     worker_image: str = Field(default="", description="image of apps that have a source and no image; empty: none")
     git_image: str = Field(default="", description="image with git and sh that fetches sources; empty: the app's own")
     progress_interval: float = Field(
-        default=10.0, gt=0, description="look again whether a name that somebody else has is free"
+        default=10.0,
+        gt=0,
+        description="look again whether a name that somebody else has is free, and why a pod that has a node does not begin",
     )
     replace_interval: float = Field(
         default=60.0,

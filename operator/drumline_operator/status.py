@@ -89,12 +89,13 @@ def app_status(
     counts = count(context, observed)
     live = observed.children.get("Deployment") or {}
     trouble = blocked or troubles.of_deployment(live)
-    fresh = [pod for pod in counts.pods if pod.revision == counts.revision]
+    fresh = [pod for pod in observed.pods if pod.revision == counts.revision and not pod.deleting]
     trouble = trouble or troubles.worst(fresh, observed.runners, machine, context.gpu_resource)
     if trouble is None and counts.wanted and not counts.pods:
         trouble = Trouble(reasons.STARTING, "the pods are being made")
     verdicts = _verdicts(context, counts, live, trouble)
-    groups = [_group(pod, observed.runners.get(pod.name)) for pod in observed.pods[:GROUPS_LIMIT]]
+    live_first = sorted(observed.pods, key=lambda pod: pod.phase in {"Succeeded", "Failed"})
+    groups = [_group(pod, observed.runners.get(pod.name)) for pod in live_first[:GROUPS_LIMIT]]
     serving = sorted({pod.revision for pod in counts.pods if pod.ready})
     status = DistributedAppStatus(
         observed_generation=raw["metadata"].get("generation", 0),

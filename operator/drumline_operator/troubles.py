@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from drumline_operator import reasons
 from drumline_operator.machine_types import Machine
-from drumline_operator.observe import ContainerView, Ended, PodView, RunnerView
+from drumline_operator.observe import MOUNT_WARNINGS, ContainerView, Ended, PodView, RunnerView
 
 _PULL: Final = {
     "ErrImagePull",
@@ -22,6 +22,19 @@ _PULL: Final = {
     "SignatureValidationFailed",
 }
 _CONFIG: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+#: How a kubelet says that it ended a pod, or did not take it. ``OutOfcpu``, ``OutOfnvidia.com/gpu`` and the like are such, too.
+_SHUTDOWN: Final = {"Terminated", "NodeShutdown", "Shutdown"}
+_EVICTED: Final = {"Evicted", "Preempting"}
+_NOT_TAKEN: Final = {
+    "UnexpectedAdmissionError",
+    "TopologyAffinityError",
+    "NodeAffinity",
+    "NodeName",
+    "NodePorts",
+    "NodeUnschedulable",
+    "TaintToleration",
+    "UnexpectedPredicateFailureType",
+}
 #: How the kubelet says that the runtime could not run the container's command at all.
 _CANNOT_START: Final = {"StartError", "ContainerCannotRun"}
 #: What drumline says about a workerClass that it cannot load; Python's own words begin with a capital letter.
@@ -44,6 +57,7 @@ _CONDITION: Final = {
     **dict.fromkeys([reasons.GIT_FETCH_FAILED, reasons.IMAGE_PULL_FAILED, reasons.CLASS_NOT_FOUND], "SourceReady"),
     reasons.CONFIG_MAP_NOT_FOUND: "SourceReady",
 }
+_OVER: Final = {"Succeeded", "Failed"}
 _WAITING: Final = {reasons.STARTING, reasons.LOADING_MODEL}
 
 
@@ -68,7 +82,21 @@ class Trouble:
 def worst(
     pods: Sequence[PodView], runners: Mapping[str, RunnerView], machine: Machine | None, resource: str
 ) -> Trouble | None:
-    """Return the trouble to show: the first of a pod that is not ready, real trouble before waiting."""
+    """Return the trouble to show: the first of a pod that is not ready, real trouble before waiting.
+
+    What has become of a pod that is over counts until its successor's containers run: a node may refuse one after the other.
+    """
+    live = [pod for pod in pods if pod.phase not in _OVER]
+    failed = [pod for pod in pods if pod.phase == "Failed"]
+    shown = _first(live, runners, machine, resource)
+    if failed and (not live or (shown is not None and shown.reason == reasons.STARTING)):
+        return _first(failed[-1:], runners, machine, resource)
+    return shown
+
+
+def _first(
+    pods: Sequence[PodView], runners: Mapping[str, RunnerView], machine: Machine | None, resource: str
+) -> Trouble | None:
     found = [
         trouble
         for pod in pods
@@ -83,8 +111,12 @@ def of_pod(pod: PodView, runner: RunnerView | None, machine: Machine | None, res
     if pod.unschedulable:
         return _unscheduled(pod, machine, resource)
     if pod.phase == "Failed":
-        reason = reasons.EVICTED if pod.reason == "Evicted" else reasons.WORKER_EXITED
-        return Trouble(reason, f"{pod.name}: {pod.message or pod.reason or 'the pod failed'}")
+        return Trouble(
+            _of_failed(pod), f"{pod.name}: {': '.join(filter(None, (pod.reason, pod.message))) or 'it failed'}"
+        )
+    if pod.warned is not None:
+        reason = reasons.MOUNT_FAILED if pod.warned.reason in MOUNT_WARNINGS else reasons.SANDBOX_FAILED
+        return Trouble(reason, f"{pod.name}: {pod.warned.message}")
     for container in (pod.source, pod.worker):
         if container is not None and (trouble := _of_waiting(pod, container)):
             return trouble
@@ -96,6 +128,17 @@ def of_pod(pod: PodView, runner: RunnerView | None, machine: Machine | None, res
         words = f"{pod.name}: the worker container ends by itself, with 0 ({pod.worker.restarts} restarts)"
         return Trouble(reasons.CRASH_LOOP, words)
     return _loading(pod, runner)
+
+
+def _of_failed(pod: PodView) -> str:
+    """A pod that is over is never tried again; its successor is another pod."""
+    if pod.reason in _SHUTDOWN:
+        return reasons.NODE_SHUTDOWN
+    if pod.reason in _EVICTED:
+        return reasons.EVICTED
+    if pod.reason in _NOT_TAKEN or pod.reason.startswith("OutOf") or pod.message.startswith("Pod was rejected"):
+        return reasons.REFUSED_BY_NODE
+    return reasons.WORKER_EXITED
 
 
 def _unscheduled(pod: PodView, machine: Machine | None, resource: str) -> Trouble:

@@ -86,7 +86,7 @@ def operator(server: Server, items: list[Object], log: Path) -> Iterator[None]:
     """The process, as the chart starts it, with the rights of its service account."""
     variables = environment(items) | {"KUBECONFIG": str(server.kubeconfig()), "DRUMLINE_OPERATOR_BIND": "127.0.0.1:0"}
     variables |= {"PATH": os.environ["PATH"], "DRUMLINE_OPERATOR_RETRY_PERIOD": "0.5"}
-    variables |= {"DRUMLINE_OPERATOR_REPLACE_INTERVAL": "1"}
+    variables |= {f"DRUMLINE_OPERATOR_{name}_INTERVAL": "1" for name in ("REPLACE", "PROGRESS")}
     with log.open("w") as out:
         line = [sys.executable, "-m", "drumline_operator"]
         process = subprocess.Popen(line, env=variables, stdout=out, stderr=out, cwd=log.parent)
@@ -169,6 +169,18 @@ def exercise(server: Server) -> None:
     server.kubectl("patch", "pod/broken-0", *options)
     wait(server, "delete", "pod/broken-0")
 
+    # A pod that does not begin.
+    revision = server.kubectl("get", "dapp/source", f"--namespace={APPS}", "--output=jsonpath={.status.updateRevision}")
+    body, _ = crashing("source-0", "source")
+    body["metadata"]["labels"]["drumline.dev/revision"] = revision
+    body["spec"]["nodeName"] = "early"
+    server.apply([body])
+    uid = uid_of(server, body)
+    subject = {"kind": "Pod", "name": "source-0", "namespace": APPS, "uid": uid}
+    meta = {"name": "source-0", "namespace": APPS}
+    event = {"apiVersion": "v1", "kind": "Event", "metadata": meta, "involvedObject": subject, "type": "Warning"}
+    server.apply([{**event, "reason": "FailedMount", "message": 'secret "git" not found'}])
+    wait(server, 'jsonpath={.status.conditions[?(@.type=="Ready")].reason}=MountFailed', "dapp/source")
     # Children that can only be made anew; the app waits for its machine meanwhile.
     server.apply([app("again", image="x", machineType="absent")])
     wait(server, "jsonpath={.status.observedGeneration}=1", "dapp/again")

@@ -349,6 +349,38 @@ async def test_pods_of_a_deployment_that_the_service_leads_to_go_on(cluster: Kub
     assert live["spec"] == ours["spec"]
 
 
+async def test_why_a_pod_does_not_begin_is_told_in_the_kubelets_words(cluster: KubeCluster) -> None:
+    """It is asked for when the pod is old enough, and only of that pod."""
+    await cluster.apply(app("begins"))
+    await run(cluster, "begins")
+    raw = await cluster.get("DistributedApp", "default", "begins")
+    assert raw is not None
+    labels = {"drumline.dev/app": "begins", "drumline.dev/revision": raw["status"]["updateRevision"]}
+    meta = {"name": "begins-0", "namespace": "default", "labels": labels}
+    spec = {"nodeName": "n1", "containers": [{"name": "worker", "image": "a:1"}]}
+    pod = await cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+    words = 'MountVolume.SetUp failed for volume "credentials" : secret "git" not found'
+    for name, uid, type, message in (
+        ("begins-0.1", pod["metadata"]["uid"], "Warning", words),
+        ("begins-0.2", "another", "Warning", "of another pod"),
+        ("begins-0.3", pod["metadata"]["uid"], "Normal", "not a warning"),
+    ):
+        subject = {"kind": "Pod", "name": "begins-0", "namespace": "default", "uid": uid}
+        event = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": "default"}}
+        await cluster.create(
+            {**event, "involvedObject": subject, "type": type, "reason": "FailedMount", "message": message}
+        )
+    outcome = await run(cluster, "begins")
+    assert outcome.again == SETTINGS.progress_interval
+    assert ready(await cluster.get("DistributedApp", "default", "begins"))["reason"] == "Starting"
+    later = datetime.now(UTC) + timedelta(seconds=SETTINGS.progress_interval + 1)
+    await reconcile("default/begins", cluster, lambda: later, SETTINGS)
+    found = ready(await cluster.get("DistributedApp", "default", "begins"))
+    assert found["reason"] == "MountFailed"
+    assert found["message"].startswith(f"begins-0: {words}; ")
+    await cluster.delete("Pod", "default", "begins-0", pod["metadata"]["uid"])
+
+
 async def test_a_spec_that_no_server_takes_is_told_beside_a_child_that_runs(cluster: KubeCluster) -> None:
     """What the spec is to blame for is still the spec's fault when its child exists; the child stays as it is."""
     await cluster.apply(app("worse"))

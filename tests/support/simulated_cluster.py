@@ -183,6 +183,10 @@ class SimulatedCluster:
         with self._call("event"):
             self.events.append((reason, message))
 
+    async def pod_warnings(self, namespace: str, uid: str) -> Sequence[Mapping[str, Any]]:
+        with self._call("pod_warnings"):
+            return []
+
     async def runner_status(self, pod: Mapping[str, Any], port: int) -> Mapping[str, Any] | None:
         with self._call("runner_status"):
             found = self.pods.get(pod["metadata"]["name"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from drumline.api.status import APP_CONDITIONS
+from drumline.api.status import APP_CONDITIONS, GROUPS_LIMIT
 from drumline.errors import ConfigurationError, DrumlineError, NotReady, RankLost, SetupFailed
 from drumline.host import write_termination_log
 from drumline_operator import reasons
@@ -17,7 +18,17 @@ from drumline_operator.actions import Action, Apply, Delete, Event, RequeueAfter
 from drumline_operator.machine_status import machine_status
 from drumline_operator.machine_types import Machine, NoMachine, resolve
 from drumline_operator.manifests.names import API_VERSIONS
-from drumline_operator.observe import NodeView, Observed, RunnerView, SourceView, node_view, pod_views, runner_view
+from drumline_operator.observe import (
+    NodeView,
+    Observed,
+    RunnerView,
+    SourceView,
+    Warned,
+    node_view,
+    pod_views,
+    runner_view,
+    warned,
+)
 from drumline_operator.plan import plan, validated
 from drumline_operator.settings import OperatorSettings
 
@@ -110,6 +121,12 @@ UNSCHEDULABLE = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preempt
 def pending(message: str = UNSCHEDULABLE) -> dict[str, Any]:
     scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     return {"phase": "Pending", "podIP": None, "conditions": [scheduled], "containerStatuses": []}
+
+
+def failed(reason: str, message: str, ours: str) -> tuple[dict[str, Any], str, str, str]:
+    """A pod that is over, as kubelets leave it."""
+    status = {"phase": "Failed", "reason": reason, "message": message, "containerStatuses": []}
+    return {"status": status}, "RanksReady", ours, f"{reason}: {message}"
 
 
 WAITING = {"ready": False, "restartCount": 4}
@@ -226,16 +243,23 @@ TROUBLES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "gpu.shared",
     ),
     "exit": ({"worker": {"state": ended(7)}}, "RanksReady", "WorkerExited", "exited with 7"),
-    "eviction": (
-        {"status": {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}},
-        "RanksReady",
-        "Evicted",
-        "low on memory",
+    "eviction": failed("Evicted", "The node was low on resource: memory.", "Evicted"),
+    "preempted by the kubelet": failed("Preempting", "Preempted in order to admit critical pod", "Evicted"),
+    "devices": failed(
+        "UnexpectedAdmissionError",
+        "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate unhealthy devices "
+        "nvidia.com/gpu, which is unexpected",
+        "RefusedByNode",
     ),
+    "GPUs that others have": failed("OutOfnvidia.com/gpu", "Node didn't have enough resource", "RefusedByNode"),
+    "an older kubelet's words": failed("Odd", "Pod was rejected: for whatever reason", "RefusedByNode"),
+    "shutdown": failed("Terminated", "Pod was terminated in response to imminent node shutdown.", "NodeShutdown"),
+    "while it shuts down": failed("NodeShutdown", "Pod was rejected as the node is shutting down.", "NodeShutdown"),
+    "failed for another reason": failed("Odd", "who knows", "WorkerExited"),
 }
 
 
-@pytest.mark.parametrize("name", sorted(TROUBLES.keys() - {"eviction"}))
+@pytest.mark.parametrize("name", sorted(TROUBLES))
 def test_each_trouble_has_its_reason(name: str) -> None:
     changes, condition, reason, words = TROUBLES[name]
     raw = app()
@@ -255,7 +279,95 @@ def test_an_evicted_pod_does_not_count() -> None:
     raw = app()
     status = judge(raw, pod(raw, **TROUBLES["eviction"][0]), pod(raw, "sdxl-2", ready=True))
     assert conditions(status)["Ready"]["reason"] == "Serving"
-    assert [group["state"] for group in status["groups"]] == ["Failed", "Serving"]
+    assert conditions(status)["RanksReady"]["status"] == "True"
+    assert [group["state"] for group in status["groups"]] == ["Serving", "Failed"]
+
+
+def test_many_pods_that_failed_hide_none_that_lives() -> None:
+    raw = app()
+    over = [pod(raw, f"sdxl-{number}", **TROUBLES["devices"][0]) for number in range(GROUPS_LIMIT + 1)]
+    status = judge(raw, *over, pod(raw, "sdxl-z", ready=True))
+    assert len(status["groups"]) == GROUPS_LIMIT
+    assert status["groups"][0]["state"] == "Serving"
+
+
+@pytest.mark.parametrize(
+    ("successor", "reason"),
+    [
+        ({"status": {"phase": "Pending", "containerStatuses": []}}, "RefusedByNode"),
+        ({"worker": {"state": {"waiting": {"reason": "ContainerCreating"}}}}, "RefusedByNode"),
+        ({"status": pending()}, "InsufficientGPUs"),
+        ({"worker": {"state": ended(7)}}, "WorkerExited"),
+    ],
+    ids=["new", "begins", "without a node", "runs"],
+)
+def test_what_became_of_a_pod_is_told_until_its_successor_runs(successor: dict[str, Any], reason: str) -> None:
+    raw = app()
+    status = judge(raw, pod(raw, **TROUBLES["devices"][0]), pod(raw, "sdxl-2", **successor))
+    assert conditions(status)["Ready"]["reason"] == reason
+
+
+def test_a_pod_of_an_older_revision_that_failed_is_no_trouble_of_the_new_one() -> None:
+    raw = app()
+    status = judge(raw, pod(raw, revision="old", **TROUBLES["eviction"][0]))
+    assert conditions(status)["Ready"]["reason"] == "Starting"
+
+
+BEGINS = {"phase": "Pending", "containerStatuses": [], "conditions": [{"type": "PodScheduled", "status": "True"}]}
+
+
+def event(reason: str, message: str, **times: Any) -> dict[str, Any]:
+    metadata = {"creationTimestamp": "2026-01-01T00:00:00Z"}
+    return {"metadata": metadata, "reason": reason, "message": message, **times}
+
+
+def test_the_newest_warning_counts() -> None:
+    old = event("FailedMount", "old", lastTimestamp="2026-01-01T00:00:05Z")
+    new = event("FailedCreatePodSandBox", "new", series={"lastObservedTime": "2026-01-01T00:00:06.000000Z"})
+    other = event("BackOff", "other", lastTimestamp="2026-01-01T00:00:07Z")
+    bare = event("FailedMount", "bare", eventTime=None)
+    assert warned([old, new, other, bare]) == Warned("FailedCreatePodSandBox", "new")
+    assert warned([bare]) == Warned("FailedMount", "bare")
+    assert warned([other]) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ("FailedMount", "MountFailed"),
+        ("FailedAttachVolume", "MountFailed"),
+        ("FailedCreatePodSandBox", "SandboxFailed"),
+    ],
+)
+def test_why_a_pod_does_not_begin(found: str, reason: str) -> None:
+    raw = app()
+    (view,) = pod_views([pod(raw, status=BEGINS)])
+    assert view.begins
+    words = 'MountVolume.SetUp failed for volume "credentials" : secret "git" not found'
+    observed = Observed(children(raw), (replace(view, warned=Warned(found, words)),))
+    actions = plan(raw, observed, NOW, SETTINGS)
+    ready = conditions(written(actions))["Ready"]
+    assert (ready["status"], ready["reason"]) == ("False", reason)
+    assert words in ready["message"]
+    assert reasons.CURES[reason] in ready["message"]
+    # Made twelve hours ago: it is looked at ever less often.
+    assert [each for each in actions if isinstance(each, RequeueAfter)] == [RequeueAfter(6 * 3600)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"status": {**BEGINS, "conditions": [{"type": "PodReadyToStartContainers", "status": "True"}]}},
+        {"worker": {"state": {"waiting": {"reason": "ImagePullBackOff"}}}, "status": {"phase": "Pending"}},
+        {"worker": {"state": ended(1)}, "status": {"phase": "Pending"}},
+        {"status": {"phase": "Failed", "containerStatuses": []}},
+        {},
+    ],
+    ids=["has a sandbox", "pulls", "ended", "failed", "runs"],
+)
+def test_pods_that_have_begun(changes: dict[str, Any]) -> None:
+    (view,) = pod_views([pod(app(), **changes)])
+    assert not view.begins
 
 
 def test_serving() -> None:
