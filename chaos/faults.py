@@ -29,9 +29,12 @@ _POISON_SECONDS = 1.0
 _CLOCK_SLACK = 5.0
 #: Callers that wait for a long answer send nothing for some time.
 _REQUESTS_SECONDS = 5.0
-_KILLED = ("Killed", int(signal.SIGKILL))
-_CRASHED = ("Killed", int(signal.SIGSEGV))
-_HUNG = ("RankHung", None)
+Failure = tuple[str, int | None]
+_KILLED: set[Failure] = {("Killed", int(signal.SIGKILL))}
+_CRASHED: set[Failure] = {("Killed", int(signal.SIGSEGV))}
+#: A rank that is stopped while its request is cancelled, or fails elsewhere, is stuck before it is hung.
+_HUNG: set[Failure] = {("RankHung", None), ("Stuck", None)}
+_UNREPORTED: set[Failure] = {("Exited", None)}
 
 
 @dataclass
@@ -74,7 +77,7 @@ class Breaker:
             if (pid := status["ranks"][rank]["pid"]) is not None:
                 return status, pid
 
-    async def take(self, fault: Fault, number: signal.Signals, expected: tuple[str, int | None]) -> None:
+    async def take(self, fault: Fault, number: signal.Signals, expected: set[Failure]) -> None:
         """Send a signal to a rank, and check that the group is restarted and names the right one."""
         before, pid = await self.status_and_pid(fault.rank)
         began = time.monotonic()
@@ -82,7 +85,7 @@ class Breaker:
         psutil.Process(pid).send_signal(number)
         await self.named(fault, before, began, expected)
 
-    async def named(self, fault: Fault, before: dict[str, Any], began: float, expected: tuple[str, int | None]) -> None:
+    async def named(self, fault: Fault, before: dict[str, Any], began: float, expected: set[Failure]) -> None:
         """Wait for the restart that follows, and check whom it names."""
         after = await self.restarted(before)
         if after is None:
@@ -195,7 +198,7 @@ async def freeze_nursery(breaker: Breaker, fault: Fault) -> None:
     nursery.suspend()
     breaker.clients.hit(fault.rank)
     psutil.Process(pid).kill()
-    await breaker.named(fault, before, began, ("Exited", None))
+    await breaker.named(fault, before, began, _UNREPORTED)
 
 
 async def kill_nursery(breaker: Breaker, fault: Fault) -> None:

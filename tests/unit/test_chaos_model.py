@@ -138,7 +138,7 @@ def test_the_ledger_judges_the_log_and_counts_what_it_saw() -> None:
 
 # -- lastFailure
 
-KILLED = ("Killed", 9)
+KILLED: set[tuple[str, int | None]] = {("Killed", 9), ("Stuck", None)}
 BEFORE = {"restarts": 3, "lastFailure": None}
 
 
@@ -148,6 +148,7 @@ def after(**failure: Any) -> dict[str, Any]:
 
 def test_last_failure_names_the_rank_that_was_hit() -> None:
     assert failure_wrongs(BEFORE, after(), KILLED, frozenset(), 1) == []
+    assert failure_wrongs(BEFORE, after(reason="Stuck", signal=None), KILLED, frozenset(), 1) == []
     assert failure_wrongs(BEFORE, after(), KILLED, frozenset(), 0), "another rank"
     assert failure_wrongs(BEFORE, after(), KILLED, frozenset({1}), 0), "a poison does not kill by a signal of ours"
     assert failure_wrongs(BEFORE, after(reason="RankHung", signal=None), KILLED, frozenset(), 1), "another reason"
