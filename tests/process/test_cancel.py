@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any
@@ -200,6 +202,25 @@ async def test_a_worker_without_step_boundaries_is_restarted(
     assert failure is not None
     assert failure.reason == "Stuck"
     assert "did not leave the request within 0.5 s" in failure.message
+
+
+@pytest.mark.parametrize("rank", range(RANKS))
+async def test_a_stopped_rank_is_blamed_for_a_cancel_that_nobody_follows(
+    group: DistributedRunner, until: Any, rank: int
+) -> None:
+    """The others wait for it in a collective, so none of them leaves the request."""
+    before = group.status.restarts
+    doomed = group.submit(LONG, streaming=True)
+    await doomed.next()
+    os.kill(group.status.ranks[rank].pid or 0, signal.SIGSTOP)
+    await until(group, lambda status: status.ranks[rank].state == "paused", 5)
+    doomed.cancel()
+    with pytest.raises(RequestCancelled):
+        await asyncio.wait_for(doomed.result(), GRACE + 2)
+    await until(group, lambda status: status.restarts == before + 1 and status.state == "ready", 20)
+    failure = group.status.last_failure
+    assert failure is not None
+    assert (failure.reason, failure.rank) == ("Stuck", rank)
 
 
 async def test_a_timeout_is_told_at_once_even_when_the_ranks_do_not_listen(group: DistributedRunner) -> None:

@@ -128,7 +128,7 @@ class Engine:
 
     def _fired(self, timer: effects.Timer) -> None:
         self._timers.pop(timer, None)
-        self.perform(self.group.fired(timer, self.now))
+        self.perform(self.group.fired(timer, self.now, self.incarnation.laggards({}) if self.incarnation else ()))
 
     @property
     def now(self) -> float:

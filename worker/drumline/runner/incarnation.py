@@ -254,14 +254,19 @@ class Incarnation:
         return {n: rank.stacks.decode("utf-8", "replace") for n, rank in enumerate(self.ranks) if rank.stacks}
 
     def behind(self, candidates: list[int], stacks: dict[int, str]) -> int:
-        """Return which of ``candidates`` holds the others up: paused, else fewest steps, else outside a collective."""
+        """Return which of ``candidates`` holds the others up."""
+        return next(number for number in self.laggards(stacks) if number in candidates)
+
+    def laggards(self, stacks: dict[int, str]) -> list[int]:
+        """Return all ranks, first who holds the others up: paused, else fewest steps, else outside a collective."""
 
         def key(number: int) -> tuple[bool, int, bool, float]:
             in_collective = "torch/distributed" in stacks.get(number, "")
             paused = self.ranks[number].paused
             return (not paused, self.page.step(number), in_collective, self.page.last_sign(number))
 
-        return min(candidates, key=key)
+        numbers = range(self.world_size)
+        return list(numbers) if self._closed else sorted(numbers, key=key)
 
     def close(self) -> None:
         """Release pipes, channel and page; leased result memory stays valid."""

@@ -14,6 +14,7 @@ ranks have answered the last.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -375,8 +376,8 @@ class Group:
 
     # -- timers
 
-    def fired(self, timer: Timer, now: float) -> list[Effect]:
-        """A timer that was armed has run out."""
+    def fired(self, timer: Timer, now: float, laggards: Sequence[int] = ()) -> list[Effect]:
+        """A timer that was armed has run out. ``laggards``: all ranks, the one that holds the others up first."""
         flight = self.flight
         if timer == "backoff":
             return self._launch() if self.state == State.RESTARTING and self._dying else []
@@ -387,8 +388,8 @@ class Group:
         if timer == "verdict":
             errors = [a.error for a in flight.answers.values() if a.error is not None]
             return self._resolve(errors[0]) if errors else []
-        missing = sorted(set(range(self.world_size)) - set(flight.answers))
-        ranks = ", ".join(map(str, missing))
+        missing = [rank for rank in laggards or range(self.world_size) if rank not in flight.answers]
+        ranks = ", ".join(map(str, sorted(missing)))
         cause = flight.reason or RequestCancelled()
         effects = [] if flight.resolved else self._resolve(cause)
         stuck = RankLost(
