@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="repeats the schedule of an earlier run")
     parser.add_argument("--faults", type=int, default=1000, help="how many; default 1000")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="begin with fault N of the schedule")
+    parser.add_argument("--minutes", type=float, default=60, help="begin no fault after so many minutes; default 60")
     parser.add_argument("--callers", type=int, default=CALLERS, help=f"clients at a time; default {CALLERS}")
     parser.add_argument("--quick", action="store_true", help="every kind of fault once, within a minute or so")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the result as JSON")
@@ -45,7 +46,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)  # whoever stops the driver does not leave its server behind
     with tempfile.TemporaryDirectory(prefix="drumline-chaos-") as folder:
-        report = asyncio.run(run(args.seed, faults, args.callers, Path(folder)))
+        report = asyncio.run(run(args.seed, faults, args.callers, Path(folder), 60 * args.minutes))
     print(report.text())
     if args.save is not None:
         args.save.write_text(report.json())

@@ -25,7 +25,7 @@ CALLERS = 6
 _AUDIT_EVERY = 25
 
 
-async def run(seed: int, faults: list[Fault], callers: int, folder: Path) -> Report:
+async def run(seed: int, faults: list[Fault], callers: int, folder: Path, limit: float) -> Report:
     """Work off ``faults`` until something is wrong.
 
     Args:
@@ -33,6 +33,7 @@ async def run(seed: int, faults: list[Fault], callers: int, folder: Path) -> Rep
         faults: see :mod:`chaos.schedule`.
         callers: clients at a time.
         folder: an empty one, for everything.
+        limit: seconds after which no other fault begins.
     """
     report, began = Report(seed, callers, RANKS), time.monotonic()
     with _surroundings(folder) as clock:
@@ -40,7 +41,7 @@ async def run(seed: int, faults: list[Fault], callers: int, folder: Path) -> Rep
         environment = clock.environment if clock is not None else {}
         endless = RestartSettings(max_restarts=len(faults) * 100 + 100, backoff_seconds=0.05, max_backoff_seconds=0.5)
         async with Pod(folder, RANKS, endless, environment) as pod:
-            await _break(pod, ledger, clock, report, faults, callers)
+            await _break(pod, ledger, clock, report, faults, callers, limit)
             if ledger.wrongs or pod.problems:
                 print(pod.tail(), file=sys.stderr)
         wrongs = ledger.wrongs + pod.problems
@@ -58,7 +59,7 @@ async def run(seed: int, faults: list[Fault], callers: int, folder: Path) -> Rep
 
 
 async def _break(
-    pod: Pod, ledger: Ledger, clock: Clock | None, report: Report, faults: list[Fault], callers: int
+    pod: Pod, ledger: Ledger, clock: Clock | None, report: Report, faults: list[Fault], callers: int, limit: float
 ) -> None:
     clients = Clients(pod, ledger, report.seed)
     breaker = Breaker(pod, clients, clock, ledger.wrongs)
@@ -71,11 +72,14 @@ async def _break(
     for done, fault in enumerate(faults, 1):
         await breaker.one(fault)
         report.faults[fault.kind] = report.faults.get(fault.kind, 0) + 1
-        if done % _AUDIT_EVERY == 0 or done == len(faults):
+        late = time.monotonic() - began > limit
+        if done % _AUDIT_EVERY == 0 or done == len(faults) or late:
             await auditor.look(done)
             print(f"{done} faults, {clients.count} requests, {time.monotonic() - began:.0f} s", flush=True)
         if ledger.wrongs or pod.problems or calling.done():
             ledger.wrongs.append(f"the last fault was {fault}")
+            break
+        if late:
             break
         await _some_requests(clients, calling, fault.then)
     clients.over = True
