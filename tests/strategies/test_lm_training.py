@@ -164,7 +164,9 @@ async def whole(two: DistributedRunner) -> Any:
 
 @every_case
 async def test_two_ranks_train_as_one_process_does(whole: Any, reference: Reference, case: str) -> None:
-    reference.check(await whole(case))
+    result = await whole(case)
+    assert result["weights"]["content_type"] == "application/safetensors", "who saves it gets a file of that name"
+    reference.check(result)
 
 
 @every_case

@@ -45,7 +45,7 @@ def invoke(
                 result = client.invoke(payload, path, request_id=request_id)
         else:
             result = client.invoke(payload, path, request_id=request_id)
-    show_result(result, output, name or f"image-{request_id[:8]}")
+    show_result(result, output, name or f"result-{request_id[:8]}")
 
 
 def show_result(result: Any, folder: Path, name: str) -> None:

@@ -48,7 +48,7 @@ def stream(
 
     payload = parse(values or [])
     request_id = secrets.token_hex(16)
-    prefix = name or f"image-{request_id[:8]}"
+    prefix = name or f"result-{request_id[:8]}"
     result: Any = None
     connection = Connection(namespace, context, api_key, timeout, retries, cacert, insecure)
     with (

@@ -49,4 +49,4 @@ def safetensors_file(weights: Mapping[str, torch.Tensor], name: str, metadata: M
 
     plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     data = save(plain, metadata={"format": "pt", **(metadata or {})})
-    return File.from_bytes(data, content_type="application/octet-stream", file_name=name)
+    return File.from_bytes(data, content_type="application/safetensors", file_name=name)
