@@ -139,8 +139,8 @@ def main() -> int:
         )
     if args.check:
         return check(chosen, count, figures)
-    name = args.name or (None if args.quick or args.only != names else "peers")
-    if name:
+    file = args.name or (None if args.quick or args.only != names else "peers")
+    if file:
         document = {
             "date": datetime.now(UTC).date().isoformat(),
             "quick": args.quick,
@@ -150,7 +150,7 @@ def main() -> int:
             "figures": figures,
             "deaths": {name: asdict(end) for name, end in ends.items()},
         }
-        path = RESULTS / f"{name}.json"
+        path = RESULTS / f"{file}.json"
         path.write_text(json.dumps(document, indent=1) + "\n")
         print(f"saved as {path.relative_to(RESULTS.parents[1])}")
     return 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -245,6 +247,27 @@ def test_two_readers_of_the_same_payload_do_not_see_each_others_changes() -> Non
     del first, second, readers
     gc.collect()
     assert set(kept.tolist()) == {ord("a")}
+
+
+@pytest.mark.linux
+def test_a_payload_is_written_without_a_page_fault_per_page() -> None:
+    data = np.ones(16 << 20, np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    _, descriptor = place_transient([data])
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    os.close(descriptor)
+    assert faults < data.nbytes // resource.getpagesize() // 10
+
+
+def test_a_payload_that_cannot_be_written_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = os.listdir("/dev/fd")
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left"):
+        place_transient([b"a"])
+    assert os.listdir("/dev/fd") == before
 
 
 def test_a_payload_of_nothing() -> None:

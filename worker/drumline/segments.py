@@ -152,12 +152,22 @@ def place_transient(buffers: Sequence[Buffer]) -> tuple[Placement, int]:
         at += -(-_flat(buffer).nbytes // _ALIGN) * _ALIGN
     size = max(at, 1)
     descriptor = create_file("payload", size)
-    with mmap.mmap(descriptor, size) as mapped, memoryview(mapped) as view:
+    try:
         for offset, buffer in zip(offsets, buffers, strict=True):
-            flat = _flat(buffer)
-            view[offset : offset + len(flat)] = flat
+            _write(descriptor, _flat(buffer), offset)
+    except BaseException:
+        os.close(descriptor)
+        raise
     places = [Place(0, offset, _flat(b).nbytes) for offset, b in zip(offsets, buffers, strict=True)]
     return Placement(places, [NewSegment(0, size, transient=True)]), descriptor
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    # Half of what a copy into a fresh mapping costs: no page fault per page, and no page is zeroed before it is written.
+    # And where there is no memory left, this is an error, while the mapping's is a SIGBUS.
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
 
 
 class _Claim:
