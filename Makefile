@@ -142,6 +142,14 @@ chaos: setup ## Break a real server a thousand times while clients use it, and c
 chaos-quick: setup ## Every kind of fault once
 	$(PYTHON_HERE) -m chaos --quick --seed 1 $(ARGS)
 
+# The random tests of CI are the same every time. Here they are others, and TIMES as many (minutes each 10 or so); a failure prints
+# the seed: make fuzz SEED=... repeats it.
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+fuzz: setup ## Random frames, requests and manifests, with new ones each time (SEED=7 TIMES=20)
+	@echo "seed $(SEED)"
+	FUZZ_TIMES=$(or $(TIMES),10) $(PYTEST) --session-timeout=1500 --timeout=600 --hypothesis-seed=$(SEED) -k "any or broken or changed" \
+	  tests/property/test_manifest_fuzz.py tests/property/test_frames_fuzz.py tests/process/test_server_hostile.py || { echo "again with SEED=$(SEED)"; exit 1; }
+
 format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -18,6 +18,12 @@ _KIND = "DistributedApp"
 #: ``hangTimeoutSeconds: 0`` means never; the settings have no such word, but thirty years will do.
 _NEVER = 1e9
 
+#: What the API server takes at most in one request, and values that no manifest in it needs.
+_LARGEST_FILE = 3 << 20
+_MOST_VALUES = 200_000
+_DEEPEST = 60
+_LONGEST_EXCERPT = 80
+
 #: The one table between the manifest and RunnerSettings. What is not in it does not concern the process.
 TABLE: Mapping[str, tuple[str, Callable[[DistributedApp], Any]]] = {
     "name": ("metadata.name", lambda app: app.metadata.name),
@@ -98,32 +104,47 @@ def load_manifest(path: str | Path) -> DistributedApp:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
-        # A loader of ours is derived from SafeLoader: it builds plain data only.
-        documents = [each for each in yaml.load_all(text, Loader=_Loader) if each is not None]
+        with file.open("rb") as opened:
+            data = opened.read(_LARGEST_FILE + 1)
+        if len(data) > _LARGEST_FILE:
+            raise ConfigurationError(f"{file}: larger than {_LARGEST_FILE >> 20} MiB, which no API server takes either")
+        documents = _documents(data.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{file}: not a text file in UTF-8") from None
+    except RecursionError:
+        raise ConfigurationError(f"{file}: nested too deeply; a manifest needs a few levels") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{file}: not YAML: {error}") from None
     found = [each for each in documents if isinstance(each, dict) and each.get("kind") == _KIND]
     if len(found) != 1:
         kinds = [str(each.get("kind")) if isinstance(each, dict) else type(each).__name__ for each in documents]
-        what = f"{len(found)} documents" if found else f"no document (it has {', '.join(kinds) or 'none at all'})"
+        has = ", ".join(_short(kind) for kind in kinds[:9]) or "none at all"
+        what = f"{len(found)} documents" if found else f"no document (it has {has})"
         raise ConfigurationError(f"{file}: {what} of kind {_KIND}; a target needs exactly one")
     version = found[0].get("apiVersion")
     if version != API_VERSION:
         known = str(version).startswith(GROUP + "/")
         raise ConfigurationError(
-            f"{file}: apiVersion {version!r} is {'not known to this drumline' if known else 'not ours'}; "
+            f"{file}: apiVersion {_short(repr(version))} is {'not known to this drumline' if known else 'not ours'}; "
             f"write {API_VERSION}"
         )
     try:
-        return DistributedApp.model_validate(found[0], by_name=False)
+        app = DistributedApp.model_validate(found[0], by_name=False)
     except ValidationError as error:
         lines = sentences(error, DistributedApp)
         raise ConfigurationError("\n".join(f"{file}: {line}" for line in lines)) from None
+    for number, item in enumerate(app.spec.env):
+        if "\0" in (item.value or ""):
+            raise ConfigurationError(
+                f"{file}: spec.env[{number}].value: no variable can hold a zero byte; leave it out"
+            )
+    return app
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_EXCERPT else text[:_LONGEST_EXCERPT] + "..."
 
 
 def sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -163,20 +184,94 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
+def _documents(text: str) -> list[Any]:
+    # Derived from SafeLoader: it builds plain data only.
+    loader, found = _Loader(text), []
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            if node is not None:
+                _values(node, {})
+                found.append(loader.construct_document(node))
+    except (ValueError, OverflowError) as error:  # an escape of no character, a number with too many digits
+        raise yaml.constructor.ConstructorError(None, None, str(error), loader.get_mark()) from None
+    finally:
+        loader.dispose()
+    return [each for each in found if each is not None]
+
+
+def _values(node: yaml.Node, known: dict[yaml.Node, int], depth: int = 0) -> int:
+    """Count the values below ``node`` as if every alias were written out: a few lines of them can be billions."""
+    if node in known:
+        if not known[node]:
+            raise _wrong(node, "an alias of what it lies in")
+        return known[node]
+    if depth > _DEEPEST:
+        raise _wrong(node, f"nested more than {_DEEPEST} levels deep")
+    known[node] = 0
+    total = 1
+    if isinstance(node, yaml.SequenceNode):
+        total += sum(_values(each, known, depth + 1) for each in node.value)
+    elif isinstance(node, yaml.MappingNode):
+        total += sum(_values(each, known, depth + 1) for pair in node.value for each in pair)
+    if total > _MOST_VALUES:
+        raise _wrong(node, f"more than {_MOST_VALUES} values, with what aliases stand for")
+    known[node] = total
+    return total
+
+
+def _wrong(node: yaml.Node, text: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML as Kubernetes reads it: a repeated key is an error, and a date is a string."""
+    """YAML as Kubernetes reads it, into what JSON can say: a repeated key is an error, and a date is a string."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
+                    raise _wrong(key, f"key {key.value!r} twice")
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise _wrong(node, "half of a surrogate pair is no text; write the character itself")
+        return value
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        if ":" in node.value:
+            return node.value  # 1:30 is a text to everybody but YAML 1.1
+        make = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
+        try:
+            number = make(node)
+        except (ValueError, IndexError):
+            raise _wrong(node, f"{_short(repr(node.value))} is not a number") from None
+        if isinstance(number, int) and number.bit_length() > 63:
+            raise _wrong(node, "an integer of more than 64 bits; write it in quotes")
+        if not abs(number) < float("inf"):
+            raise _wrong(node, "JSON has no NaN and no infinity; write it in quotes")
+        return number
+
+    def construct_bool(self, node: yaml.ScalarNode) -> Any:
+        if node.value.lower() not in self.bool_values:
+            raise _wrong(node, f"{_short(repr(node.value))} is neither true nor false")
+        return self.construct_yaml_bool(node)
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+#: Without those of SafeLoader that build what JSON has no word for: dates, bytes, sets, pairs.
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in {"null", "str", "seq", "map"}
+}
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:bool", _Loader.construct_bool)
