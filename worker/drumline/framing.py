@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -49,11 +50,25 @@ encode_placement = msgspec.msgpack.Encoder().encode
 decode_placement = msgspec.msgpack.Decoder(Placement).decode
 
 
+def whole(placement: Placement, message: bytes, buffers: list[Any]) -> bytes:
+    """Return a frame's message: ``message``, or the first of ``buffers``, which is taken out.
+
+    Raises:
+        ValueError: it should be there and is not.
+    """
+    if not placement.message_in_segment:
+        return message
+    if not buffers:
+        raise ValueError("a frame's message should lie in a segment, but the frame names no place")
+    return bytes(buffers.pop(0))
+
+
 class FrameReader:
     """Cut a byte stream into ``(header, message)`` pairs."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
+        self._wanted = 0  # bytes until the frame at the beginning of what is pending is complete
 
     def feed(self, chunk: memoryview) -> Iterator[tuple[bytes, bytes]]:
         """Yield every frame that ``chunk`` completes.
@@ -63,17 +78,20 @@ class FrameReader:
         """
         if self._pending:
             self._pending += chunk
+            if len(self._pending) < self._wanted:
+                return  # looked at again and again, a large frame in small pieces would cost its size squared
             data = memoryview(bytes(self._pending))
             self._pending.clear()
         else:
             data = chunk
-        at, size = 0, len(data)
+        at, size, self._wanted = 0, len(data), 0
         while size - at >= PREFIX.size:
             length, header = PREFIX.unpack_from(data, at)
             if length > LARGEST_FRAME or header > length:
                 raise ValueError(f"a frame of {length} bytes with a header of {header} is not ours")
             end = at + PREFIX.size + length
             if end > size:
+                self._wanted = end - at
                 break
             middle = at + PREFIX.size + header
             yield bytes(data[at + PREFIX.size : middle]), bytes(data[middle:end])

@@ -7,7 +7,11 @@ message (shared memory or extra frames, the channel's choice), never inside it. 
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+
+_decode_details = msgspec.json.Decoder(list[dict[str, Any]]).decode
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):
@@ -19,6 +23,11 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
     detail: bytes = b""  # JSON list of {"loc", "msg", "type"}; only for kind "invalid"
     # worker | invalid (the payload does not fit) | encoding (the result cannot be carried) | peer (another rank is gone)
     kind: str = "worker"
+
+    def __post_init__(self) -> None:
+        """Refuse details that are none, so that nobody has to look again."""
+        if self.kind == "invalid":
+            _decode_details(self.detail)
 
 
 # --- runner -> rank

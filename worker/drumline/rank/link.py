@@ -61,9 +61,7 @@ class LocalLink:
             return message, []
         placement = framing.decode_placement(header)
         buffers = self._segments.read(placement, self._descriptors)
-        if placement.message_in_segment:
-            message = bytes(buffers.pop(0))
-        return message, buffers
+        return framing.whole(placement, message, buffers), buffers
 
     def send(self, message: bytes, buffers: Sequence[Buffer] = ()) -> None:
         """See :class:`Link`."""

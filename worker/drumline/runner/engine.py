@@ -312,8 +312,8 @@ class Engine:
         """See :class:`drumline.runner.incarnation.Events`."""
         try:
             message = protocol.decode_rank_message(data)
-        except msgspec.MsgspecError as error:
-            self.perform(self.group.lost(RankLost(rank, reason="Protocol", message=f"rank {rank}: {error}"), self.now))
+        except (ValueError, RecursionError) as error:  # broken UTF-8 is a ValueError, but no error of msgspec's
+            self._lost(RankLost(rank, reason="Protocol", message=f"rank {rank} sent what is no message: {error}"))
             return
         if isinstance(message, protocol.Returned):
             flight = self._flight

@@ -30,6 +30,10 @@ _MOST_READS = 32
 _KIND = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_STREAM
 
 
+#: Descriptors that wait for their frame. One frame brings one, as a rule.
+_MOST_DESCRIPTORS = 64
+
+
 class _Peer:
     """The runner's end for one rank."""
 
@@ -89,6 +93,9 @@ class LocalChannel:
             size, ancillary = 0, []
         if ancillary:
             peer.descriptors += descriptors.received(ancillary)
+            if len(peer.descriptors) > _MOST_DESCRIPTORS:
+                self._give_up(peer, ValueError("it sends descriptors that belong to no frame"))
+                return
         if not size:
             self._lose(peer)
             return False
@@ -110,11 +117,10 @@ class LocalChannel:
             try:
                 placement = framing.decode_placement(header)
                 buffers = peer.segments.read(placement, peer.descriptors)
-            except (ValueError, OSError) as error:
+                message = framing.whole(placement, message, buffers)
+            except (ValueError, OSError, RecursionError) as error:
                 self._give_up(peer, error)
                 return
-            if placement.message_in_segment:
-                message = bytes(buffers.pop(0))
         self._on_message(peer.rank, message, buffers)
 
     def _give_up(self, peer: _Peer, error: Exception) -> None:
