@@ -95,7 +95,7 @@ class LocalChannel:
             peer.descriptors += descriptors.received(ancillary)
             if len(peer.descriptors) > _MOST_DESCRIPTORS:
                 self._give_up(peer, ValueError("it sends descriptors that belong to no frame"))
-                return
+                return False
         if not size:
             self._lose(peer)
             return False
