@@ -163,3 +163,25 @@ def test_trouble_has_a_reason_and_a_cure(kube: Kube, name: str) -> None:
         assert "killed by SIGKILL" in failure["message"]
         assert failure["signal"] == "SIGKILL"
         assert "rank" in failure
+
+
+def test_a_pod_that_its_node_refuses(kube: Kube) -> None:
+    """Past the scheduler, so that the kubelet is the one who counts; it goes on by itself when there is room."""
+    node = kube.list("node")[0]["metadata"]["name"]
+    asks = {"requests": {"cpu": "1000", "memory": "128Mi"}}
+    app = App(kube, apps.app("refused", resources=asks, podTemplate={"spec": {"nodeName": node}}))
+    assert "OutOfcpu" in app.says("RanksReady", "False", "RefusedByNode")
+    assert condition(kube.get("dapp", "refused"), "Ready")["reason"] == "RefusedByNode"
+    app.change(resources={"requests": {"cpu": "20m", "memory": "128Mi"}})
+    app.ready()
+    assert kube.get("dapp", "refused")["status"]["groups"][0]["state"] == "Serving"
+
+
+def test_a_pod_goes_on_when_what_it_mounts_is_there(kube: Kube) -> None:
+    volumes = [{"name": "keys", "secret": {"secretName": "late"}}]
+    app = App(kube, apps.app("waits", podTemplate={"spec": {"volumes": volumes}}))
+    assert 'secret "late" not found' in app.says("RanksReady", "False", "MountFailed")
+    uid = app.pod()["metadata"]["uid"]
+    kube("create", "secret", "generic", "late", "--from-literal=a=b")
+    app.ready(limit=180)  # the kubelet tries again after at most two minutes
+    assert app.pod()["metadata"]["uid"] == uid
