@@ -83,8 +83,8 @@ class KindCluster:
         """Say what its nodes are."""
         return report_nodes(self._nodes(), self._say)
 
-    def _nodes(self) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = json.loads(self.kubectl("get", "nodes", "--output=json"))["items"]
+    def _nodes(self, *options: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = json.loads(self.kubectl("get", "nodes", *options, "--output=json"))["items"]
         return items
 
     def load_image(self, path: Path, name: str = "") -> None:
@@ -99,15 +99,18 @@ class KindCluster:
         command("kind", "load", "image-archive", str(path), f"--name={NAME}")
 
     def build_image(self, name: str, dockerfile: Path, context: Path) -> None:
-        """Build a Dockerfile with Docker and bring the image into every node.
+        """Build a Dockerfile with Docker and bring the image into every node that takes pods.
 
         Args:
             name: Of the image, full and with a tag.
             dockerfile: The Dockerfile.
             context: The folder that COPY sees.
         """
-        command("docker", "build", f"--tag={name}", f"--file={dockerfile}", str(context))
-        command("kind", "load", "docker-image", name, f"--name={NAME}")
+        # `docker save` leaves attestations out where Docker keeps images in containerd, and kind then misses them.
+        plain = os.environ | {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+        command("docker", "build", f"--tag={name}", f"--file={dockerfile}", str(context), env=plain)
+        nodes = ",".join(each["metadata"]["name"] for each in self._nodes(f"--selector={NODE_LABEL}=true"))
+        command("kind", "load", "docker-image", name, f"--name={NAME}", f"--nodes={nodes}")
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:
         """Run kubectl as the administrator and return what it prints."""

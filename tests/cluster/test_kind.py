@@ -17,6 +17,8 @@ PROGRAM = """\
 #!/bin/sh
 echo "${0##*/} $*" >>"$TOLD"
 case "$*" in
+"build "*) echo "attestations ${BUILDX_NO_DEFAULT_ATTESTATIONS-as usual}" >>"$TOLD" ;;
+"get nodes --selector="*) echo '{"items": [{"metadata": {"name": "one"}}, {"metadata": {"name": "two"}}]}' ;;
 "get clusters") echo "$CLUSTERS" ;;
 "get nodes --output=json") echo '{"items": []}' ;;
 *--filename=-*) cat >>"$TOLD.input" ;;
@@ -85,6 +87,15 @@ def test_a_daemon_that_does_not_answer_is_named(
     monkeypatch.setenv("STATUS", "1")
     with pytest.raises(ClusterError, match="CLUSTER=kind needs a Docker daemon that answers"):
         cluster.up()
+
+
+def test_an_image_is_built_without_attestations_and_loaded_where_pods_run(
+    told: Path, cluster: KindCluster, tmp_path: Path
+) -> None:
+    cluster.build_image("localhost/a:1", tmp_path / "Dockerfile", tmp_path)
+    assert asked(told, "docker") == [f"build --tag=localhost/a:1 --file={tmp_path}/Dockerfile {tmp_path}"]
+    assert asked(told, "attestations") == ["1"]
+    assert asked(told, "kind") == ["load docker-image localhost/a:1 --name=drumline --nodes=one,two"]
 
 
 def test_a_folder_cannot_be_loaded(cluster: KindCluster, tmp_path: Path) -> None:
