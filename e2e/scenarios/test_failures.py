@@ -179,7 +179,8 @@ def test_a_pod_that_its_node_refuses(kube: Kube) -> None:
 
 def test_a_pod_goes_on_when_what_it_mounts_is_there(kube: Kube) -> None:
     volumes = [{"name": "keys", "secret": {"secretName": "late"}}]
-    app = App(kube, apps.app("waits", podTemplate={"spec": {"volumes": volumes}}))
+    worker = {"name": "worker", "volumeMounts": [{"name": "keys", "mountPath": "/keys"}]}
+    app = App(kube, apps.app("waits", podTemplate={"spec": {"volumes": volumes, "containers": [worker]}}))
     assert 'secret "late" not found' in app.says("RanksReady", "False", "MountFailed")
     uid = app.pod()["metadata"]["uid"]
     kube("create", "secret", "generic", "late", "--from-literal=a=b")
