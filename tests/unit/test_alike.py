@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ def test_requests_of_the_flux_examples_are_the_same(example: str) -> None:
 @pytest.mark.parametrize("example", SAME_CALL)
 def test_what_splits_the_tokens_is_chosen_in_setup_alone(example: str) -> None:
     assert ast.unparse(call(example)) == ast.unparse(call("flux_ulysses"))
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/app.py")), ids=lambda file: file.parent.name)
+def test_an_example_has_its_four_files_and_a_page_of_one_screen(file: Path) -> None:
+    page = (file.parent / "README.md").read_text()
+    assert len(page.splitlines()) <= 40
+    [picture] = re.findall(r"!\[[^]]+\]\(([\w.]+)\)", page)
+    assert (file.parent / picture).stat().st_size > 1000
+    assert f"drumline run examples/{file.parent.name}/app.yaml" in page
+    assert (file.parent / "app.yaml").is_file()
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*/app.py")), ids=lambda file: file.parent.name)
