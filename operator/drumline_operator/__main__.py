@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 
+import uvloop
+
 from drumline import logs
 from drumline.errors import ConfigurationError
 from drumline_operator.process import Process
@@ -21,7 +23,8 @@ def main() -> int:
         logs.configure(process.log_format, process.log_level)
         logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
         logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # signals are ours, not its
-        asyncio.run(_run(Process(operator, process)))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(Process(operator, process)))
     except ConfigurationError as error:
         print(f"drumline-operator: {error}", file=sys.stderr)  # noqa: T201 - logs are not set up without settings
         return 2

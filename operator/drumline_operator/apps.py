@@ -15,6 +15,8 @@ from drumline_operator.trimmed import Kept
 
 #: Nodes change one after the other; those who wait for them are told once.
 NODES_SETTLE: Final = 1.0
+#: A pod that starts changes several times in a moment; only the status tells of that, and not of each step.
+PROGRESS_SETTLES: Final = 0.5
 
 
 class _Condition(Struct, frozen=True):
@@ -38,7 +40,7 @@ class _Spec(Struct, frozen=True):
 
 
 class _Status(Struct, frozen=True):
-    conditions: tuple[_Condition, ...] = ()
+    conditions: tuple[_Condition, ...] | None = None
 
 
 class _App(Struct, frozen=True):
@@ -46,7 +48,23 @@ class _App(Struct, frozen=True):
     status: _Status = _Status()
 
 
+class _Meta(Struct, frozen=True):
+    deletionTimestamp: str | None = None  # noqa: N815
+
+
+class _Pod(Struct, frozen=True):
+    metadata: _Meta = _Meta()
+    status: _Status = _Status()
+
+    @property
+    def verdict(self) -> tuple[object, ...]:
+        """What is told at once: its end, and whether it is ready."""
+        ready = any((each.type, each.status) == ("Ready", "True") for each in self.status.conditions or ())
+        return bool(self.metadata.deletionTimestamp), ready
+
+
 _decode: Final = msgspec.json.Decoder(_App).decode
+_pod: Final = msgspec.json.Decoder(_Pod).decode
 
 
 class Facts(Struct, frozen=True):
@@ -102,7 +120,8 @@ class Apps:
                 return [(each.key, 0.0) for each in named]
             case _:
                 owners = {(kept.namespace, kept.app) for kept in (change.old, change.new) if kept and kept.app}
-                return [(f"{namespace}/{app}", 0.0) for namespace, app in sorted(owners)]
+                after = PROGRESS_SETTLES if _is_progress(change) else 0.0
+                return [(f"{namespace}/{app}", after) for namespace, app in sorted(owners)]
 
     def _users(self, change: Change) -> list[str]:
         names = {change.any.name}
@@ -110,6 +129,14 @@ class Apps:
             if kept is not None:
                 names.update(_lenient(kept).spec.aliases)
         return [each.key for each in self if each.machine_type and (each.machine_type in names or each.has_no_machine)]
+
+
+def _is_progress(change: Change) -> bool:
+    """Whether nothing has to be done about it but to tell."""
+    old, new = change.old, change.new
+    if change.kind != "Pod" or new is None or (old is not None and old.uid != new.uid):
+        return False
+    return old is None or _pod(old.data).verdict == _pod(new.data).verdict
 
 
 def _facts(key: str, kept: Kept) -> Facts:
@@ -120,7 +147,7 @@ def _facts(key: str, kept: Kept) -> Facts:
         namespace=kept.namespace,
         machine_type=app.spec.machineType or "",
         config_map=named.name if named else "",
-        conditions=tuple((each.type, each.status, each.reason) for each in app.status.conditions),
+        conditions=tuple((each.type, each.status, each.reason) for each in app.status.conditions or ()),
     )
 
 

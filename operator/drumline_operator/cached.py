@@ -11,15 +11,16 @@ from typing import Any, Final
 
 import msgspec
 
-from drumline_operator.cluster import Conflict, Forbidden, Raw
+from drumline_operator.cluster import Conflict, Forbidden, Raw, Refused
 from drumline_operator.kube import KubeCluster
 from drumline_operator.manifests import labels
 from drumline_operator.store import Store
 from drumline_operator.trimmed import Kept, keep, whole
 
 _APP: Final = re.compile(re.escape(labels.APP) + "=([^,]+)")
-#: Seconds for which an app that was read from the API server counts as being there.
-_CONFIRMED: Final = 5.0
+#: Seconds for which an app counts as being there after it was read from the API server or its watch has shown it, unless
+#: one of its children goes.
+_CONFIRMED: Final = 60.0
 _Place = tuple[str, str, str]
 
 
@@ -55,6 +56,7 @@ class CachedCluster:
         kube: the API server.
         store: what is watched.
         runner: returns what the runner of a pod (by uid) said last.
+        tell: has an event posted: about which object, its type, reason and message.
         watched: whether a kind is watched in a namespace; what is not is read from the API server.
         refused: whether the API server does not show a kind.
         clock: seconds.
@@ -66,16 +68,25 @@ class CachedCluster:
         store: Store,
         *,
         runner: Callable[[str], Awaitable[Raw | None]],
+        tell: Callable[[Raw, str, str, str], None],
         watched: Callable[[str, str], bool],
         refused: Callable[[str], bool],
         clock: Callable[[], float],
     ) -> None:
-        self._kube, self._store, self._runner = kube, store, runner
+        self._kube, self._store, self._runner, self._tell = kube, store, runner, tell
         self._watched, self._refused, self._clock = watched, refused, clock
         self._foreign: set[_Place] = set()
         self._confirmed: dict[tuple[str, str], tuple[str, float]] = {}
         self._contents: dict[tuple[str, str], Kept] = {}
         self._decoded: dict[str, tuple[int, Sequence[Raw]]] = {}
+
+    def shown(self, namespace: str, name: str, uid: str) -> None:
+        """An app's watch has just shown it."""
+        self._confirmed[namespace, name] = uid, self._clock()
+
+    def doubted(self, namespace: str, name: str) -> None:
+        """An app may be gone: it is read from the API server before anything is made for it."""
+        self._confirmed.pop((namespace, name), None)
 
     async def get(self, kind: str, namespace: str | None, name: str) -> Raw | None:
         """Return an object, or None when there is none."""
@@ -113,7 +124,12 @@ class CachedCluster:
         if self._store.peek(kind, namespace, name) is None:
             owner = meta["ownerReferences"][0]
             await self._confirm(owner["kind"], namespace, owner["name"], owner["uid"])
-            await self._not_taken(kind, namespace, name, owner["uid"])
+            try:
+                self._store.written(kind, await self._kube.make(manifest))
+            except (Conflict, Refused):
+                await self._not_taken(kind, namespace, name, owner["uid"])
+            else:
+                return
         self._store.written(kind, await self._kube.apply(manifest))
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str, *, orphan: bool = False) -> None:
@@ -135,8 +151,8 @@ class CachedCluster:
         self._store.written(raw["kind"], answer)
 
     async def event(self, raw: Raw, type: str, reason: str, message: str) -> None:
-        """Attach an event to ``raw``."""
-        await self._kube.event(raw, type, reason, message)
+        """Have an event attached to ``raw``, after everything else."""
+        self._tell(raw, type, reason, message)
 
     async def pod_warnings(self, namespace: str, uid: str) -> Sequence[Raw]:
         """Return the Warning events about a pod; they are not watched."""
@@ -169,9 +185,9 @@ class CachedCluster:
         known = self._confirmed.get((namespace, name))
         if known is not None and known[0] == uid and now - known[1] < _CONFIRMED:
             return
-        self._confirmed = {place: each for place, each in self._confirmed.items() if now - each[1] < _CONFIRMED}
         found = await self._refresh(kind, namespace, name)
         if found is None or found.uid != uid:
+            self.doubted(namespace, name)
             raise Conflict(f"{kind} {name} is gone, or is another one now")
         self._confirmed[namespace, name] = uid, now
 

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import kopf
+import uvloop
 
 from drumline.api.v1alpha1 import GROUP
 
@@ -142,7 +143,8 @@ class Watch:
     def _thread(self, loop: asyncio.AbstractEventLoop, ended: asyncio.Event, stop: threading.Event) -> None:
         self._why = "it says nothing"
         try:
-            asyncio.run(self._kopf(loop, stop))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._kopf(loop, stop))
         except Exception as error:
             self._why = f"{type(error).__name__}: {error}"
         finally:

@@ -59,6 +59,8 @@ RESOURCES: Final = {
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
 }
 _PAGE: Final = 500
+#: A version that no object ever has, etcd's before its first write: an apply to an object with another one is a conflict.
+_NEVER: Final = "1"
 _APPLY: Final = "application/apply-patch+yaml"
 _JSON_PATCH: Final = "application/json-patch+json"
 #: Kubernetes' own limit of an event's message.
@@ -185,6 +187,14 @@ class KubeCluster:
             await take_over(self, manifest, refusal)
             return await self._apply(manifest)
 
+    async def make(self, manifest: Raw) -> bytes:
+        """Make an object by an apply that changes none that is there; return it.
+
+        Raises:
+            Conflict: it is there.
+        """
+        return await self._apply({**manifest, "metadata": {**manifest["metadata"], "resourceVersion": _NEVER}})
+
     async def _apply(self, manifest: Raw) -> bytes:
         meta = manifest["metadata"]
         path = RESOURCES[manifest["kind"]].path(meta.get("namespace"), meta["name"])
@@ -220,11 +230,11 @@ class KubeCluster:
         path = RESOURCES[raw["kind"]].path(meta.get("namespace"), meta["name"], "status")
         return bytes(await self._call("PATCH", path, {"fieldManager": FIELD_MANAGER, "force": "true"}, body, _APPLY))
 
-    async def event(self, raw: Raw, type: str, reason: str, message: str) -> None:
-        """Attach an event to ``raw``."""
+    async def event(self, raw: Raw, type: str, reason: str, message: str, at: datetime | None = None) -> None:
+        """Attach an event to ``raw``; ``at``: when it happened, if that is not now."""
         meta = raw["metadata"]
         namespace = meta.get("namespace") or "default"
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = (at or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
         subject = {key: meta[key] for key in ("name", "namespace", "uid", "resourceVersion") if key in meta}
         body = {
             "apiVersion": "v1",

@@ -18,6 +18,10 @@ from drumline_operator.observe import NodeView
 MACHINE_TYPE_PREFIX: Final = "machinetype:"
 
 
+_MOST_COUNTED: Final = 100
+_counted: Final[dict[tuple[object, ...], tuple[Sequence[NodeView], tuple[int, int]]]] = {}
+
+
 @dataclass(frozen=True)
 class Machine:
     """The MachineType of an app. ``warning``: why its pods cannot run now, e.g. that it has no node."""
@@ -86,6 +90,20 @@ def matching(spec: MachineTypeSpec, nodes: Sequence[NodeView]) -> list[NodeView]
     ]
 
 
+def _room(nodes: Sequence[NodeView], spec: MachineTypeSpec, resource: str) -> tuple[int, int]:
+    """How many nodes fit, and the most GPUs that one of them offers; counted once for all apps while the nodes are the same."""
+    kind = resource, *sorted(spec.node_selector.items())
+    before = _counted.get(kind)
+    if before is not None and before[0] is nodes:
+        return before[1]
+    fitting = matching(spec, nodes)
+    found = len(fitting), max((gpus_of(node, resource) for node in fitting), default=0)
+    if len(_counted) >= _MOST_COUNTED:
+        _counted.clear()
+    _counted[kind] = nodes, found
+    return found
+
+
 def gpus_of(node: NodeView, resource: str) -> int:
     """Return how many GPUs a node offers, used or not."""
     try:
@@ -95,14 +113,13 @@ def gpus_of(node: NodeView, resource: str) -> int:
 
 
 def _warning(name: str, spec: MachineTypeSpec, app: DistributedAppSpec, nodes: Sequence[NodeView]) -> str:
-    fitting = matching(spec, nodes)
+    resource = app.gpu.resource_name or spec.resource_name
+    fitting, most = _room(nodes, spec, resource)
     selector = ",".join(f"{key}={value}" for key, value in sorted(spec.node_selector.items()))
     if not fitting:
         return f"{name} has 0 nodes" + (f" (label {selector})" if selector else "")
     if app.num_gpus == 0 or app.gpu.allocation != "DevicePlugin":
         return ""
-    resource = app.gpu.resource_name or spec.resource_name
-    most = max(gpus_of(node, resource) for node in fitting)
     if most < app.num_gpus:
-        return f"{name} has {len(fitting)} nodes, none with {app.num_gpus} {resource} (at most {most})"
+        return f"{name} has {fitting} nodes, none with {app.num_gpus} {resource} (at most {most})"
     return ""

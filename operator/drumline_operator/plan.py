@@ -24,8 +24,11 @@ from drumline_operator.troubles import Trouble
 
 #: Seconds until the garbage collector has taken away what an app of the same name left behind.
 _LEFTOVER: Final = 2.0
-_CREATED: Final = "Created"
+#: Reason of the event that tells what was made.
+CREATED: Final = "Created"
 _DEFAULTS: Final = OperatorSettings()
+#: Of an app that is on its way.
+_PROGRESS: Final = {reasons.STARTING, reasons.LOADING_MODEL}
 
 
 def plan(
@@ -140,7 +143,7 @@ def _children(context: Context, observed: Observed, blocked: Trouble | None, now
             yield Event("Normal", "Deleted", f"{kind} is not wanted any more")
         elif wanted is not None and found is None:
             yield Apply(wanted, f"{kind} made")
-            yield Event("Normal", _CREATED, kind)
+            yield Event("Normal", CREATED, kind)
         elif wanted is not None and found is not None and blocked is None and (words := remake.why(wanted, found)):
             if left := _too_young(found["metadata"].get("creationTimestamp"), now, context.settings):
                 yield RequeueAfter(left)
@@ -157,14 +160,14 @@ def _told_last(actions: Iterator[Action]) -> Iterator[Action]:
     """What is done first, then the events; all that is made at once is one event."""
     made, told = [], []
     for action in actions:
-        if isinstance(action, Event) and action.reason == _CREATED:
+        if isinstance(action, Event) and action.reason == CREATED:
             made.append(action.message)
         elif isinstance(action, Event):
             told.append(action)
         else:
             yield action
     if made:
-        yield Event("Normal", _CREATED, f"{', '.join(made)} made")
+        yield Event("Normal", CREATED, f"{', '.join(made)} made")
     yield from told
 
 
@@ -209,6 +212,12 @@ def _with_news(raw: Mapping[str, Any], written: dict[str, Any]) -> Iterator[Acti
         return  # that its children were made says as much
     if (old.get("status"), old.get("reason")) != (new["status"], new["reason"]):
         yield Event("Warning" if new["reason"] in reasons.CURES else "Normal", new["reason"], new["message"])
+
+
+def tells_progress(raw: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
+    """Whether ``written`` says only how far an app is that starts: nothing is wrong with it, and it was no more before."""
+    old, new = _ready(raw.get("status") or {}), _ready(written)
+    return new["reason"] in _PROGRESS and (not old or old.get("reason") in _PROGRESS)
 
 
 def _ready(written: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,12 +17,14 @@ from drumline_operator.cached import CachedCluster
 from drumline_operator.cluster import Throttled
 from drumline_operator.election import Election
 from drumline_operator.endpoints import Health, serving
+from drumline_operator.events import Events
 from drumline_operator.handlers import KINDS, Versions, Watch
 from drumline_operator.kube import KubeCluster, credentials
 from drumline_operator.leader import Candidate
 from drumline_operator.machine_types import MACHINE_TYPE_PREFIX
 from drumline_operator.metrics import Metrics
-from drumline_operator.reconcile import reconcile
+from drumline_operator.pace import Pace
+from drumline_operator.reconcile import Load, reconcile
 from drumline_operator.runner_client import RunnerClient
 from drumline_operator.runners import Runners
 from drumline_operator.settings import OperatorSettings, ProcessSettings
@@ -52,6 +54,8 @@ class Process:
         self._metrics = Metrics(self._depth, lambda: self._apps, lambda: self._watches.ages(_now()))
         self._kube = KubeCluster(timeout=process.request_timeout, wrote=self._metrics.wrote)
         self._http = RunnerClient()
+        self._pace = Pace()
+        self._events = Events(self._kube.event, self._queue.idle)
         self._watches = Watches(self._kube, self._store, process.watch_namespaces, nodes=process.watch_nodes)
         self._watch = Watch(credentials, self._seen, process.watch_namespaces)
         self._runners = Runners(self._http, self._news)
@@ -59,6 +63,7 @@ class Process:
             self._kube,
             self._store,
             runner=self._runners.said,
+            tell=self._events.add,
             watched=self._watches.watched,
             refused=self._watches.refused,
             clock=_now,
@@ -77,6 +82,7 @@ class Process:
             log.info("drumline-operator %s serves port %d", self._operator.version, port)
             async with asyncio.TaskGroup() as group:
                 tasks = [
+                    group.create_task(self._events.run(), name="events"),
                     group.create_task(self._watches.run(), name="watches"),
                     group.create_task(self._watch_apps(), name="watch apps"),
                     group.create_task(self._take_part(), name="election"),
@@ -136,18 +142,24 @@ class Process:
 
     async def _reconcile(self, key: str) -> float | None:
         with self._metrics.duration.time():
+            load = _Load(key, self._queue, self._pace)
             try:
-                outcome = await reconcile(key, self._cluster, lambda: datetime.now(UTC), self._operator)
+                outcome = await reconcile(key, self._cluster, lambda: datetime.now(UTC), self._operator, load)
             except Exception:
                 self._metrics.reconciles.labels("error").inc()
                 raise
+        if outcome.gone:
+            self._pace.forget(key)
         self._metrics.reconciles.labels("gone" if outcome.gone else "success").inc()
         return -1.0 if outcome.gone else outcome.again
 
     def _changed(self, change: Change) -> None:
         """A watch has shown something new."""
         for key, after in self._apps.concerned(change):
-            self._queue.add(key, after)
+            self._queue.add(key, max(after, self._pace.left(key, _now())) if after else 0.0)
+        if change.new is None:
+            gone = change.any
+            self._cluster.doubted(gone.namespace, gone.name if change.kind == "DistributedApp" else gone.app)
         if change.kind == "Pod":
             self._pod_changed(change)
         elif any(kept and b'"configMap"' in kept.data for kept in (change.old, change.new)):
@@ -175,10 +187,26 @@ class Process:
         if type == "DELETED":
             self._store.gone(kind, text)
         else:
+            if kind == "DistributedApp" and type:
+                meta = raw["metadata"]
+                self._cluster.shown(meta["namespace"], meta["name"], meta["uid"])
             self._store.seen(kind, text)
 
     def _depth(self) -> int:
         return self._queue.schedule.ready(_now())
+
+
+class _Load(Load):
+    """What else the queue has to do beside one key."""
+
+    def __init__(self, key: str, queue: WorkQueue, pace: Pace) -> None:
+        self._key, self._queue, self._pace = key, queue, pace
+
+    def others_wait(self) -> bool:
+        return self._queue.others_wait()
+
+    def until_told(self) -> float:
+        return self._pace.wait(self._key, _now())
 
 
 def _now() -> float:

@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from drumline.contract import DEFAULT_PORT
 from drumline_operator import reasons
@@ -30,7 +30,7 @@ from drumline_operator.observe import (
     time_of,
     warned,
 )
-from drumline_operator.plan import plan, refused
+from drumline_operator.plan import CREATED, plan, refused, tells_progress
 from drumline_operator.settings import OperatorSettings
 from drumline_operator.troubles import Trouble
 
@@ -46,8 +46,37 @@ class Outcome:
     actions: int = 0
 
 
-async def reconcile(key: str, cluster: Cluster, clock: Callable[[], datetime], settings: OperatorSettings) -> Outcome:
+class Load:
+    """What else there is to do: nothing. A queue knows better."""
+
+    def others_wait(self) -> bool:
+        """Whether other keys are due."""
+        return False
+
+    def until_told(self) -> float:
+        """Return the seconds until this app's status may tell of progress; 0: now."""
+        return 0.0
+
+
+_NONE: Final = Load()
+
+
+async def reconcile(
+    key: str,
+    cluster: Cluster,
+    clock: Callable[[], datetime],
+    settings: OperatorSettings,
+    load: Load = _NONE,
+) -> Outcome:
     """Bring one app (``namespace/name``) or MachineType (``machinetype:name``) nearer to what is wanted.
+
+    Args:
+        key: which.
+        cluster: where.
+        clock: the time, with its zone.
+        settings: the operator's own.
+        load: what else there is to do. Where other keys are due, the run of a new app ends between two of its stages, and
+            goes on behind them.
 
     Raises:
         ClusterError: something could not be read or done; the next run starts from what is then there.
@@ -61,7 +90,7 @@ async def reconcile(key: str, cluster: Cluster, clock: Callable[[], datetime], s
     observed = await observe(raw, cluster, clock() - timedelta(seconds=settings.progress_interval))
     actions = plan(raw, observed, clock(), settings)
     try:
-        again = await execute(raw, actions, cluster)
+        again = await execute(raw, actions, cluster, observed.children, load)
     except Refused as error:
         trouble = Trouble(reasons.REFUSED, str(error))
         status = refused(raw, trouble, clock())
@@ -97,28 +126,58 @@ async def observe(raw: Raw, cluster: Cluster, before: datetime | None = None) ->
     return Observed(children, views, tuple(machine_types), nodes, source, runners)
 
 
-async def execute(raw: Raw, actions: Sequence[Action], cluster: Cluster) -> float | None:
+async def execute(
+    raw: Raw, actions: Sequence[Action], cluster: Cluster, present: Collection[str], load: Load
+) -> float | None:
     """Perform ``actions`` in order; return the seconds after which to look again.
+
+    Of many new apps all have their small children before the first Deployment is made, from when on the cluster's
+    controllers, scheduler and kubelets take most of what the API server can do; and all have their Deployment before the
+    first status is written, which by then often says all there is to say. One app alone is done in one run.
+
+    Args:
+        raw: the app.
+        actions: what is planned for it.
+        cluster: where.
+        present: kinds of its children that are there.
+        load: what else there is to do.
 
     Raises:
         ClusterError: the first action that failed; those after it are not tried.
     """
     again: list[float] = []
+    made, untold = False, list[str]()
     for action in actions:
+        if made and _begins_a_stage(action) and load.others_wait():
+            if untold:
+                await _tell(cluster, raw, Event("Normal", CREATED, f"{', '.join(untold)} made"))
+            return 0.0
         match action:
             case Apply(manifest, reason):
                 log.info("%s: %s", raw["metadata"]["name"], reason)
                 await cluster.apply(manifest)
+                if manifest["kind"] not in present:
+                    made = True
+                    untold.append(manifest["kind"])
             case Delete(kind, name, uid, reason, orphan):
                 log.info("%s: %s", raw["metadata"]["name"], reason)
                 await cluster.delete(kind, raw["metadata"]["namespace"], name, uid, orphan=orphan)
             case SetStatus(status):
+                if tells_progress(raw, status) and (wait := load.until_told()) > 0:
+                    again.append(wait)
+                    break  # the event that may follow says the same
                 await cluster.set_status(raw, status)
             case RequeueAfter(seconds):
                 again.append(seconds)
             case Event():
+                if action.reason == CREATED:
+                    untold.clear()
                 await _tell(cluster, raw, action)
     return min(again, default=None)
+
+
+def _begins_a_stage(action: Action) -> bool:
+    return isinstance(action, SetStatus) or (isinstance(action, Apply) and action.manifest["kind"] == "Deployment")
 
 
 async def _tell(cluster: Cluster, raw: Raw, event: Event) -> None:
@@ -141,9 +200,26 @@ async def _warned(cluster: Cluster, namespace: str, view: PodView, before: datet
 
 async def _nodes(cluster: Cluster) -> tuple[NodeView, ...] | None:
     try:
-        return tuple(map(node_view, await cluster.list("Node", None)))
+        found = await cluster.list("Node", None)
     except Forbidden:
         return None
+    return _node_views.of(found)
+
+
+class _NodeViews:
+    """Those of the last list: a port gives the same one while nothing changes, and a thousand apps look at all nodes."""
+
+    def __init__(self) -> None:
+        self._list: Sequence[Raw] = ()
+        self._views: tuple[NodeView, ...] = ()
+
+    def of(self, found: Sequence[Raw]) -> tuple[NodeView, ...]:
+        if found is not self._list:
+            self._list, self._views = found, tuple(map(node_view, found))
+        return self._views
+
+
+_node_views = _NodeViews()
 
 
 async def _source(cluster: Cluster, namespace: str, spec: Any) -> SourceView | None:

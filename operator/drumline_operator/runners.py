@@ -44,6 +44,8 @@ class Runners:
         self._tasks: dict[str, tuple[tuple[str, int], bool, asyncio.Task[None]]] = {}
         self._said: dict[str, Answer] = {}
         self._begun: dict[str, asyncio.Event] = {}
+        #: Those whose first answer somebody waits for, who then need not be told.
+        self._awaited: set[str] = set()
         self._group: asyncio.TaskGroup | None = None
 
     async def said(self, uid: str) -> Answer | None:
@@ -54,6 +56,7 @@ class Runners:
         serve with the ranks that it had a moment before.
         """
         if (begun := self._begun.get(uid)) is not None:
+            self._awaited.add(uid)
             await begun.wait()
         return self._said.get(uid)
 
@@ -114,6 +117,7 @@ class Runners:
         """Whoever waits for the first answer need not wait any longer."""
         if (begun := self._begun.pop(uid, None)) is not None:
             begun.set()
+        self._awaited.discard(uid)
 
     def _keep(self, uid: str, answer: Answer | None) -> None:
         if self._said.get(uid) == answer:
@@ -122,7 +126,8 @@ class Runners:
             del self._said[uid]
         else:
             self._said[uid] = answer
-        self._changed(uid)
+        if uid not in self._awaited:
+            self._changed(uid)
 
 
 def is_ready(pod: Mapping[str, Any]) -> bool:

@@ -184,6 +184,8 @@ def keep(kind: str, text: bytes | Raw) -> Kept:
     found = _DECODERS[kind].decode(text)
     meta = found.metadata
     version, meta.resourceVersion = meta.resourceVersion, UNSET
+    if kind == "Deployment":
+        _leave_troubles(found)
     labels = getattr(meta, "labels", None) or {}
     if annotations := getattr(meta, "annotations", None):
         annotations.pop(_LAST_APPLIED, None)
@@ -195,6 +197,21 @@ def keep(kind: str, text: bytes | Raw) -> Kept:
         app=labels.get(APP, ""),
         data=_encode(found),
     )
+
+
+def _leave_troubles(found: _Deployment) -> None:
+    """How far a rollout is, its pods tell; the Deployment's status changes with each step, and says more only of trouble."""
+    if not found.status:
+        return
+    wrong = [
+        each
+        for each in found.status.conditions or ()
+        if (each.type, each.status) == ("ReplicaFailure", "True")
+        or (each.type, each.status) == ("Progressing", "False")
+    ]
+    found.status.conditions = wrong
+    if not wrong:
+        found.status = UNSET
 
 
 def whole(kind: str, kept: Kept) -> dict[str, Any]:

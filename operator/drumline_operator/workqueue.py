@@ -96,8 +96,8 @@ class WorkQueue:
     """Workers over a :class:`Schedule`.
 
     Args:
-        handle: runs one key; returns the seconds after which it is wanted again, or None. A negative number means that
-            the key is gone and needs no resync.
+        handle: runs one key; returns the seconds after which it is wanted again (0: behind what is due), or None. A negative
+            number means that the key is gone and needs no resync.
         retry_after: the seconds that an error asks for at least.
         workers: how many keys run at a time.
         resync: seconds after which a key runs again though nothing was heard of it.
@@ -116,12 +116,23 @@ class WorkQueue:
         self._handle, self._retry_after, self._workers, self._resync = handle, retry_after, workers, resync
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._wake = asyncio.Event()
+        self._running = 0
+        self._idle = asyncio.Event()
         self.schedule = Schedule()
 
     def add(self, key: str, after: float = 0.0) -> None:
         """Want ``key`` in ``after`` seconds."""
         self.schedule.add(key, self._clock() + after)
         self._wake.set()
+
+    def others_wait(self) -> bool:
+        """Whether keys are due that no worker has begun with."""
+        due = self.schedule.next_due()
+        return due is not None and due <= self._clock()
+
+    async def idle(self) -> None:
+        """Return when no key is due, and none runs."""
+        await self._idle.wait()
 
     async def run(self) -> None:
         """Work until cancelled; then what runs is cancelled, too."""
@@ -135,12 +146,16 @@ class WorkQueue:
     async def _next(self) -> str:
         while (key := self.schedule.take(self._clock())) is None:
             self._wake.clear()
+            if not self._running:
+                self._idle.set()
             due = self.schedule.next_due()
             try:
                 async with asyncio.timeout(None if due is None else max(0.0, due - self._clock())):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+        self._idle.clear()
+        self._running += 1
         return key
 
     async def _one(self, key: str, free: asyncio.Semaphore) -> None:
@@ -158,7 +173,10 @@ class WorkQueue:
             if again is None or again >= 0:
                 # Spread over time, so that a thousand apps do not come at once.
                 spread = 1.0 + (zlib.crc32(key.encode()) % 1000) / 5000
-                self.schedule.add(key, self._clock() + min(self._resync * spread, again if again else self._resync * 2))
+                self.schedule.add(
+                    key, self._clock() + min(self._resync * spread, self._resync * 2 if again is None else again)
+                )
         finally:
+            self._running -= 1
             free.release()
             self._wake.set()

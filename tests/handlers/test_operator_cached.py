@@ -21,11 +21,13 @@ class World:
 
     def __init__(self, kube: KubeCluster) -> None:
         self.kube, self.store, self.now = kube, Store(), 0.0
+        self.told: list[tuple[Any, ...]] = []
         self.watched, self.refused = False, False
         self.cached = CachedCluster(
             kube,
             self.store,
             runner=said,
+            tell=lambda *event: self.told.append(event),
             watched=lambda kind, namespace: self.watched,
             refused=lambda kind: self.refused,
             clock=lambda: self.now,
@@ -133,6 +135,36 @@ async def test_an_object_of_somebody_else_is_not_changed(world: World, app: Any,
     await world.kube.delete("Service", namespace, "sdxl", found["metadata"]["uid"])
     assert await world.cached.get("Service", namespace, "sdxl") is None
     await world.cached.apply(service(app))
+
+
+async def test_a_child_whose_making_nobody_told_of_is_this_apps_all_the_same(
+    world: World, app: Any, namespace: str
+) -> None:
+    await world.kube.apply(service(app, port=9))  # the answer was lost, and the watch is late
+    await world.cached.apply(service(app))
+    found = await world.cached.get("Service", namespace, "sdxl")
+    assert found is not None
+    assert [each["port"] for each in found["spec"]["ports"]] == [1]
+    fields = (await world.kube.get("Service", namespace, "sdxl") or {})["metadata"]["managedFields"]
+    assert [each["operation"] for each in fields] == ["Apply"]
+
+
+async def test_an_app_that_was_just_shown_is_not_read_again_unless_a_child_goes(
+    world: World, app: Any, namespace: str
+) -> None:
+    await world.kube.delete("DistributedApp", namespace, "sdxl", app["metadata"]["uid"])
+    world.cached.shown(namespace, "sdxl", app["metadata"]["uid"])
+    await world.cached.apply(service(app))  # the garbage collector removes it
+    found = await world.cached.get("Service", namespace, "sdxl")
+    await world.cached.delete("Service", namespace, "sdxl", found["metadata"]["uid"])
+    world.cached.doubted(namespace, "sdxl")
+    with pytest.raises(Conflict, match="gone"):
+        await world.cached.apply(service(app))
+
+
+async def test_events_come_later(world: World, app: Any) -> None:
+    await world.cached.event(app, "Normal", "Created", "Service made")
+    assert world.told == [(app, "Normal", "Created", "Service made")]
 
 
 async def test_a_config_map_is_read_once_for_each_version(world: World, namespace: str) -> None:

@@ -183,8 +183,8 @@ async def at_rest(operator: Operator, proxy: FaultProxy, apps: int) -> None:
 async def test_a_storm(
     seed: int, start: Start, proxy: FaultProxy, kubelets: Kubelets, cluster: KubeCluster, namespace: str
 ) -> None:
-    """One call of seven goes wrong, from the first one on, while apps are made, changed, suspended and replaced."""
-    storm = Storm(seed, rate=0.15)
+    """Three calls of ten go wrong, from the first one on, while apps are made, changed, suspended and replaced."""
+    storm = Storm(seed, rate=0.3)
     proxy.plan = storm
     operator = await start(kubeconfig=proxy.kubeconfig, WATCH_NAMESPACES=namespace, **PROCESS)
     names = ["one", "two", "three", "four"]

@@ -35,8 +35,8 @@ class Asker:
 
 
 @asynccontextmanager
-async def running(asker: Asker) -> AsyncIterator[Runners]:
-    runners = Runners(asker, lambda uid: None)
+async def running(asker: Asker, told: list[str] | None = None) -> AsyncIterator[Runners]:
+    runners = Runners(asker, [].append if told is None else told.append)
     task = asyncio.create_task(runners.run())
     await asyncio.sleep(0)
     yield runners
@@ -55,6 +55,21 @@ async def test_the_first_answer_is_waited_for() -> None:
         assert await said == READY
         assert await runners.said("a") == READY
         assert await runners.said("unknown") is None
+
+
+async def test_who_waits_for_the_first_answer_is_not_told_of_it_once_more() -> None:
+    told: list[str] = []
+    asker = Asker({**READY, "version": 1})
+    asker.may.set()
+    async with running(asker, told) as runners:
+        runners.pod("a", POD)
+        assert await runners.said("a") == READY
+        runners.pod("b", POD)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(4):
+            while not told:  # noqa: ASYNC110 - nobody waits for this answer
+                await asyncio.sleep(0)
+    assert told == ["b"]
 
 
 async def test_silence_is_an_answer() -> None:
