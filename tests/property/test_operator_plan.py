@@ -32,7 +32,7 @@ from simulated_cluster import (
 from drumline_operator.cluster import ClusterError
 from drumline_operator.manifests.labels import APP
 from drumline_operator.manifests.names import API_VERSIONS
-from drumline_operator.reconcile import Outcome, reconcile
+from drumline_operator.reconcile import Load, Outcome, reconcile
 from drumline_operator.settings import OperatorSettings
 
 pytestmark = pytest.mark.timeout(90)  # each is a hundred stories of an app's life: 2 s of CPU time
@@ -46,9 +46,22 @@ SQUATTER = "somebody else's"
 def run(cluster: SimulatedCluster) -> Outcome | None:
     """One reconcile; None when a fault or the operator's death ended it."""
     try:
-        return LOOP.run(reconcile(KEY, cluster, lambda: cluster.now, SETTINGS))
+        return LOOP.run(reconcile(KEY, cluster, lambda: cluster.now, SETTINGS, cluster.load))
     except (ClusterError, Death):
         return None
+
+
+class Busy(Load):
+    """A queue with other keys for a while: runs give way, and progress is told later."""
+
+    def __init__(self, busy: list[bool]) -> None:
+        self._busy = iter(busy)
+
+    def others_wait(self) -> bool:
+        return next(self._busy, False)
+
+    def until_told(self) -> float:
+        return 1.0 * next(self._busy, False)
 
 
 def converge(cluster: SimulatedCluster) -> None:
@@ -234,22 +247,33 @@ faults = st.lists(st.sampled_from(["ok", "ok", "lost", "late", "conflict"]), max
 
 
 @settings(max_examples=100)
-@given(first=edits, story=st.lists(steps, max_size=12), broken=faults, lagging=st.booleans())
+@given(
+    first=edits,
+    story=st.lists(steps, max_size=12),
+    broken=faults,
+    lagging=st.booleans(),
+    busy=st.lists(st.booleans(), max_size=20),
+)
 @example(
     first={"networkPolicy": "DenyAllIngress"},
     story=[("rounds", 2), ("edit", {"networkPolicy": "Disabled"})],
     broken=["ok", "ok", "lost", "late"],
     lagging=False,
+    busy=[],
 )
 @example(
     first={"replicas": 3},
     story=[("tick", 4), ("reconcile", None), ("edit", {"image": "bad"})],
     broken=[],
     lagging=False,
+    busy=[True] * 5,
 )
-@example(first={}, story=[("squat", "Service"), ("rounds", 3), ("recreate", {})], broken=[], lagging=True)
-def test_it_converges(first: dict[str, Any], story: list[tuple[str, Any]], broken: list[str], lagging: bool) -> None:
+@example(first={}, story=[("squat", "Service"), ("rounds", 3), ("recreate", {})], broken=[], lagging=True, busy=[])
+def test_it_converges(
+    first: dict[str, Any], story: list[tuple[str, Any]], broken: list[str], lagging: bool, busy: list[bool]
+) -> None:
     cluster = SimulatedCluster(Faults(broken), lagging=lagging)
+    cluster.load = Busy(busy)
     cluster.create_app(**first)
     for step in story:
         do(cluster, step)

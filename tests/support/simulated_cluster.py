@@ -15,6 +15,7 @@ from typing import Any
 
 from drumline_operator.cluster import Conflict, Refused, Unavailable
 from drumline_operator.manifests.labels import APP, REVISION
+from drumline_operator.reconcile import Load
 
 KEY = "ml/sdxl"
 NODES = ("n1", "n2")
@@ -54,12 +55,14 @@ class SimulatedCluster:
         writes: those of them that change something, but for events.
         events: reason and message.
         crowded: whether a group was ever made before an old one had been told to go, where no surge is allowed.
+        load: what the operator's queue has to do beside this app.
         lagging: whether reads come from what was delivered last, and own writes, as from a watch.
     """
 
     def __init__(self, interrupt: Interrupt = nothing, *, lagging: bool = False) -> None:
         self.interrupt = interrupt
         self.lagging = lagging
+        self.load = Load()
         self.objects: dict[tuple[str, str], Raw] = {}
         self.pods: dict[str, Raw] = {}
         self.dead: set[str] = set()
