@@ -58,7 +58,7 @@ class ProcessSettings(BaseModel):
         default=(), description="namespaces of apps, with commas between; empty: all"
     )
     watch_nodes: bool = Field(default=True, description="count the nodes of MachineTypes; needs leave to list nodes")
-    workers: int = Field(default=8, ge=1, le=256, description="apps that are worked on at a time")
+    workers: int = Field(default=16, ge=1, le=256, description="apps that are worked on at a time")
     resync: float = Field(default=600.0, gt=0, description="look at an app again though nothing was heard of it")
     relist: float = Field(default=300.0, gt=0, description="compare the watched apps with a list of them")
     request_timeout: float = Field(default=15.0, gt=0, description="bound on one call to the API server")

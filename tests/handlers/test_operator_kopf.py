@@ -105,9 +105,12 @@ async def test_a_kopf_that_hangs_is_trouble_and_is_started_again(server: EnvTest
         return kept
 
     shown: list[str] = []
+    seen = asyncio.Event()
 
     def sink(kind: str, type: str, raw: Mapping[str, Any]) -> None:
         shown.append(raw["metadata"]["name"])
+        if shown[-1] == "hangs":  # beside those of other tests
+            seen.set()
 
     watch = Watch(login, sink, ["default"], settled=SETTLED)  # MachineTypes are seen in any case
     async with running(watch) as records:
@@ -122,7 +125,8 @@ async def test_a_kopf_that_hangs_is_trouble_and_is_started_again(server: EnvTest
             login.right = True
             await says(records, "kopf runs again")
             assert watch.wrong() == []
-            assert "hangs" in shown
+            async with asyncio.timeout(30):
+                await seen.wait()
             # What is gone, or new, or not heard of by anybody, is no reason.
             before = lists
             gone = await cluster.get("MachineType", None, "hangs")

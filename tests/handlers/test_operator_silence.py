@@ -50,9 +50,8 @@ async def test_silence_is_no_trouble(
                 assert reflector.heard is not None
                 assert reflector.heard > heard  # else its age would grow for ever
                 await source.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "late"}})
-                change = await seen.get()
-            assert change.new is not None
-            assert change.new.name == "late"
+                while (await seen.get()).any.name != "late":  # others are those of other tests
+                    pass
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
