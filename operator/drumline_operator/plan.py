@@ -216,8 +216,13 @@ def _with_news(raw: Mapping[str, Any], written: dict[str, Any]) -> Iterator[Acti
 
 def tells_progress(raw: Mapping[str, Any], written: Mapping[str, Any]) -> bool:
     """Whether ``written`` says only how far an app is that starts: nothing is wrong with it, and it was no more before."""
-    old, new = _ready(raw.get("status") or {}), _ready(written)
-    return new["reason"] in _PROGRESS and (not old or old.get("reason") in _PROGRESS)
+    return _ready(written)["reason"] in _PROGRESS and only_starts(raw)
+
+
+def only_starts(raw: Mapping[str, Any]) -> bool:
+    """Whether the status says no more than that the app starts."""
+    ready = _ready(raw.get("status") or {})
+    return not ready or ready.get("reason") in _PROGRESS
 
 
 def _ready(written: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ from drumline_operator.observe import (
     time_of,
     warned,
 )
-from drumline_operator.plan import CREATED, plan, refused, tells_progress
+from drumline_operator.plan import CREATED, only_starts, plan, refused, tells_progress
 from drumline_operator.settings import OperatorSettings
 from drumline_operator.troubles import Trouble
 
@@ -87,7 +87,10 @@ async def reconcile(
     raw = await cluster.get("DistributedApp", namespace, name)
     if raw is None:
         return Outcome(gone=True)
-    observed = await observe(raw, cluster, clock() - timedelta(seconds=settings.progress_interval))
+    # A call for each of a thousand pods that only wait for their turn would make them wait longer.
+    patient = load.others_wait() and only_starts(raw)
+    before = None if patient else clock() - timedelta(seconds=settings.progress_interval)
+    observed = await observe(raw, cluster, before)
     actions = plan(raw, observed, clock(), settings)
     try:
         again = await execute(raw, actions, cluster, observed.children, load)
