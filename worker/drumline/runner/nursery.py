@@ -16,6 +16,7 @@ import msgspec
 
 from drumline import framing
 from drumline import nursery_protocol as wire
+from drumline.contract import SERVER_SECRETS
 from drumline.errors import SetupFailed
 from drumline.protocol import Failure
 from drumline.runner.output import Output
@@ -187,7 +188,7 @@ def _interpreter_flags() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in SERVER_SECRETS}
     # Asking NVML instead of the driver keeps the nursery free of a CUDA context, which a forked rank could not use.
     environment.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     return environment
