@@ -145,8 +145,12 @@ async def many_apps(bench: Bench, count: int) -> list[Row]:
     rows = {
         "made": Row(f"children-{count}", f"{count} apps applied -> all children created", goal(36), "s"),
         "ready": Row(f"ready-{count}", f"{count} apps applied -> all Ready", goal(80), "s"),
-        "made-floor": Row(f"children-{count}-floor", "the same / the plain client", None),
-        "ready-floor": Row(f"ready-{count}-floor", "the same / the plain client's pods", None),
+        "made-floor": Row(
+            f"children-{count}-floor", f"{count} apps: children / a plain client that creates the same", None
+        ),
+        "ready-floor": Row(
+            f"ready-{count}-floor", f"{count} apps: Ready / the pods of what the plain client created", None
+        ),
         "restart": Row(f"restart-{count}", f"operator restarted with {count} apps -> steady", goal(15), "s"),
         "restart-writes": Row(f"restart-{count}-writes", "writes of that restart", 0, "writes"),
         "resync-writes": Row(f"resync-{count}-writes", f"resync of {count} apps: writes", 0, "writes"),
