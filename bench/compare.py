@@ -36,7 +36,7 @@ def committed(name: str) -> list[Row]:
     return read(json.loads(path.read_text())) if path.is_file() else []
 
 
-def compare(before: list[Row], now: list[Row]) -> list[Finding]:
+def compare(before: list[Row], now: list[Row], *, ratios: bool = True) -> list[Finding]:
     """Compare the rows of a quick run with the committed ones. PURE.
 
     - A ratio to a floor is worse when the best of its rounds is less than half as good as the committed median.
@@ -47,13 +47,15 @@ def compare(before: list[Row], now: list[Row]) -> list[Finding]:
     Args:
         before: committed rows.
         now: of the quick run.
+        ratios: False only tells of ratios that are worse: what is slowed by other work is not always its floor as well.
     """
     findings = []
     old = {row.key: row for row in before}
     if new := [row.key for row in now if row.key not in old]:
         findings.append(Finding(", ".join(new), "not committed yet: measure without --quick", bad=False))
-    texts = {row.key: _worse(old[row.key], row) for row in now if row.key in old}
-    findings += [Finding(key, text, bad=True) for key, text in texts.items() if text is not None]
+    for row in (row for row in now if row.key in old):
+        if (text := _worse(old[row.key], row)) is not None:
+            findings.append(Finding(row.key, text, bad=ratios or row.goal == 0))  # noqa: PERF401  # one line too long
     measured = {row.key for row in now}
     missing = [row.key for row in before if row.quick and row.key not in measured]
     return findings + [Finding(key, "committed, but not measured any more", bad=True) for key in missing]

@@ -113,6 +113,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def busy(facts: dict[str, Any]) -> bool:
+    """Whether the machine has so much else to do that ratios say little: twice as much as it has cores."""
+    return bool(facts["load_average"] > 2 * facts["usable_cores"])
+
+
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

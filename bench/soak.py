@@ -42,7 +42,7 @@ class Effort:
     warm: int = 5_000
 
 
-QUICK = Effort(requests=3000, streams=400, looks=4, warm=500)
+QUICK = Effort(requests=2000, streams=300, looks=3, warm=300)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Effort:
 
 #: Updates of each of many streams.
 EVENTS = 20
-QUICK = Effort(counts=(1, 32, 512), seconds=0.8, burst=2000)
+QUICK = Effort(counts=(1, 32, 128), seconds=0.8, burst=2000)
 
 
 async def in_process(rounds: int, effort: Effort) -> AsyncIterator[Row]:

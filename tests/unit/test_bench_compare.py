@@ -62,6 +62,12 @@ def test_a_ratio_is_worse_when_it_is_less_than_half_as_good(
     assert bad(compare, before, [row("a", *now, at_least=at_least)]) == (["a"] if worse else [])
 
 
+def test_on_a_busy_machine_ratios_are_told_and_the_rest_is_judged(compare: ModuleType) -> None:
+    before = [row("a", 1.0), row("wakeups", 0.0, unit="/s", goal=0), row("gone", 1.0)]
+    findings = compare.compare(before, [row("a", 9.0), row("wakeups", 1.0, unit="/s", goal=0)], ratios=False)
+    assert [(finding.key, finding.bad) for finding in findings] == [("a", False), ("wakeups", True), ("gone", True)]
+
+
 def test_times_rates_and_ratios_without_a_floor_are_not_compared(compare: ModuleType) -> None:
     before = [row("ms", 1.0, unit="ms"), row("rate", 100.0, unit="/s", at_least=True), row("tail", 1.0, floor="")]
     now = [row("ms", 99.0, unit="ms"), row("rate", 1.0, unit="/s", at_least=True), row("tail", 99.0, floor="")]
