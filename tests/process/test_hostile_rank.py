@@ -38,7 +38,7 @@ async def group(request: pytest.FixtureRequest) -> AsyncIterator[DistributedRunn
         Babbler,
         world_size=2,
         device="cpu",
-        hang_timeout=5,
+        hang_timeout=10,  # for half a frame; a busy machine needs seconds for a request, too
         restart=RestartSettings(max_restarts=1000, backoff_seconds=0),
         **({"worker_addr": "127.0.0.1"} if request.param == "remote" else {}),
     )
