@@ -49,6 +49,7 @@ class Clients:
     _paused: bool = False
     _hits: list[tuple[float, int]] = field(default_factory=list)
     _poisons: dict[int, int] = field(default_factory=dict)
+    _past_poisons: list[tuple[float, int]] = field(default_factory=list)
     _session: aiohttp.ClientSession | None = None
 
     # -- what the driver does with them
@@ -111,9 +112,6 @@ class Clients:
         return frozenset(rank for at, rank in self._past_poisons if at >= began) | frozenset(self._poisons.values())
 
     # -- callers
-
-    def __post_init__(self) -> None:
-        self._past_poisons: list[tuple[float, int]] = []
 
     async def run(self, callers: int) -> None:
         """Call until :attr:`over`; every caller finishes what it has begun."""

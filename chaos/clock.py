@@ -6,6 +6,7 @@ import mmap
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("clock.c")
@@ -14,8 +15,8 @@ ROLLS = (0, 2, -2, 61, -61, 3600, -3600, 86_400 * 3, -86_400 * 3, 86_400 * 400, 
 
 
 def available() -> bool:
-    """Whether there is a C compiler to build the library with."""
-    return shutil.which("cc") is not None
+    """Whether libraries are preloaded as on Linux, and there is a C compiler to build one with."""
+    return sys.platform == "linux" and shutil.which("cc") is not None
 
 
 class Clock:
