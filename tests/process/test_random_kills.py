@@ -21,7 +21,9 @@ import pytest_asyncio
 from drumline import codec
 from drumline.distributed import DistributedRunner
 from drumline.errors import DrumlineError, RankLost, RequestCancelled
+from drumline.runner.incarnation import _CUT_OFF_SECONDS
 from drumline.runner.runner import RestartPolicy
+from drumline.runner.state import VERDICT_SECONDS
 from drumline.runner.status import RunnerStatus
 from drumline.runner.ticket import Ticket
 from drumline.testing.workers import Steps
@@ -120,6 +122,26 @@ async def test_200_kills_in_a_row(group: DistributedRunner, until: Any) -> None:
     assert {child.pid for child in nursery.children()} == set(living(group.status))
     print(f"{dict(phases)} {dict(outcomes)}")
     assert min(outcomes["NoneType"], outcomes["RankLost"]) > KILLS // 10
+
+
+async def test_a_peers_error_waits_for_a_loss_that_nobody_reports(group: DistributedRunner, until: Any) -> None:
+    """The ranks' parent is stopped, so that only the closed channel tells of the loss, a second later."""
+    assert VERDICT_SECONDS > _CUT_OFF_SECONDS, "or chance decides who is told"
+    before = group.status.restarts
+    pids = await until(group, lambda status: status.state == "ready" and living(status))
+    doomed = group.submit({"steps": 100_000, "seconds": 0.001}, streaming=True)
+    await doomed.next()
+    parent = psutil.Process(pids[0]).parent()
+    assert parent is not None
+    parent.suspend()
+    try:
+        os.kill(pids[1], signal.SIGKILL)
+        with pytest.raises(RankLost) as caught:
+            await asyncio.wait_for(doomed.result(), 10)
+    finally:
+        parent.resume()
+    assert caught.value.rank == 1
+    await until(group, lambda status: status.restarts == before + 1 and status.state == "ready", 20)
 
 
 class Reader:

@@ -41,8 +41,8 @@ from drumline.runner.effects import (
     reason_of,
 )
 
-#: How long a rank's "my peer is gone" waits for the peer's own story.
-VERDICT_SECONDS = 1.0
+#: How long a rank's "my peer is gone" waits for the peer's own story; that of a rank without an exit status takes 1 s.
+VERDICT_SECONDS = 1.5
 
 
 class State(StrEnum):
