@@ -246,4 +246,5 @@ PROGRAM = Program(
     full=Effort(),
     quick=QUICK,
     quick_benches=(invokes, previews),
+    rounds=5,
 )
