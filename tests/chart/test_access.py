@@ -191,6 +191,32 @@ def exercise(server: Server) -> None:
     server.apply([machine("absent")])
     for each, old in zip(theirs, before, strict=True):
         wait_for(f"another {each['kind']}", lambda each=each, old=old: uid_of(server, each) not in {"", old}, limit=60)
+    # Names that others have: the operator looks whose they are.
+    for each in others():
+        name = each["metadata"]["name"]
+        server.apply([each, app(name, image="x", networkPolicy="DenyAllIngress")])
+        wait(server, 'jsonpath={.status.conditions[?(@.type=="Ready")].reason}=NameTaken', f"dapp/{name}")
+
+
+def others() -> list[Object]:
+    """One object of each kind of child that is not the operator's, with an app's name."""
+    select = {"matchLabels": {"else": "x"}}
+    pods = {"metadata": {"labels": {"else": "x"}}, "spec": {"containers": [{"name": "x", "image": "x"}]}}
+    kinds: list[tuple[str, str, Object]] = [
+        ("v1", "Service", {"selector": {"else": "x"}, "ports": [{"port": 80}]}),
+        ("policy/v1", "PodDisruptionBudget", {"selector": select, "maxUnavailable": 1}),
+        ("networking.k8s.io/v1", "NetworkPolicy", {"podSelector": select}),
+        ("apps/v1", "Deployment", {"selector": select, "template": pods}),
+    ]
+    return [
+        {
+            "apiVersion": version,
+            "kind": kind,
+            "metadata": {"name": f"taken-{number}", "namespace": APPS},
+            "spec": spec,
+        }
+        for number, (version, kind, spec) in enumerate(kinds)
+    ]
 
 
 def wrong(name: str, owner: str) -> list[Object]:
