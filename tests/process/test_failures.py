@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from drumline import codec
 from drumline.api.manifests import load_manifest, to_settings
 from drumline.contract import RunnerSettings
 from drumline.distributed import DistributedRunner
-from drumline.errors import DrumlineError, NotReady, RankHung, RankLost, SetupFailed, WorkerError
+from drumline.errors import DrumlineError, EncodingError, NotReady, RankHung, RankLost, SetupFailed, WorkerError
 from drumline.host import build_service
 from drumline.runner.runner import RestartPolicy
 from drumline.runner.status import FailureStatus
@@ -131,6 +132,28 @@ async def test_a_rank_lost_during_a_request(group: DistributedRunner, how: str, 
         assert codec.unpack(packed.data, packed.buffers)["tag"] == f"waited {number}"
     assert group.status.restarts == before + 1
     assert last_failure(group).rank == rank
+
+
+async def test_a_payload_for_which_there_is_no_descriptor(group: DistributedRunner) -> None:
+    """No rank has seen anything of it: it ends at once, the ranks go on, and so does whoever waited behind it."""
+    pids = [pid_of(group, rank) for rank in (0, 1)]
+    busy = group.submit({"collective": True, "tag": "before"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        large = group.submit({"tag": "x" * (1 << 20)})
+        behind = group.submit({"collective": True, "tag": "behind"})
+        await asyncio.wait_for(busy.result(), 20)
+        error = await fails(large.result(), EncodingError, 20)
+        packed = await asyncio.wait_for(behind.result(), 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "the payload cannot be handed to the ranks: [Errno 24]" in str(error)
+    assert codec.unpack(packed.data, packed.buffers)["tag"] == "behind"
+    assert (await group.invoke({"tag": "x" * (1 << 20)}, timeout=20))["tag"] == "x" * (1 << 20)
+    assert pids == [pid_of(group, rank) for rank in (0, 1)]
 
 
 async def test_all_ranks_lost_at_once_are_one_failure(group: DistributedRunner) -> None:

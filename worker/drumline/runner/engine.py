@@ -16,7 +16,7 @@ import msgspec
 
 from drumline import protocol
 from drumline.codec import Packed
-from drumline.errors import DrumlineError, RankLost, SetupFailed
+from drumline.errors import DrumlineError, EncodingError, RankLost, SetupFailed
 from drumline.runner import effects, verdicts
 from drumline.runner.effects import Answer
 from drumline.runner.hang import HangWatch
@@ -81,9 +81,8 @@ class Engine:
 
     def _perform_rare(self, effect: effects.Effect) -> None:
         match effect:
-            case effects.StopRequest():
-                if self.incarnation is not None:
-                    self.incarnation.page.request_stop(effect.sequence)
+            case effects.StopRequest() if self.incarnation is not None:
+                self.incarnation.page.request_stop(effect.sequence)
             case effects.Arm():
                 self._disarm(effect.timer)
                 self._timers[effect.timer] = self.loop.call_later(effect.seconds, self._fired, effect.timer)
@@ -93,25 +92,22 @@ class Engine:
                 self.spawn_task(self._launch(effect.incarnation))
             case effects.Kill():
                 self._kill()
-            case effects.SendTeardown():
-                if self.incarnation is not None:
-                    self.incarnation.channel.send(range(self.group.world_size), protocol.encode(protocol.Teardown()))
-            case effects.Started():
-                if not self.started.done():
-                    if effect.error is None:
-                        self.started.set_result(None)
-                    else:
-                        self.started.set_exception(effect.error)
-                        self.started.exception()
+            case effects.SendTeardown() if self.incarnation is not None:
+                self.incarnation.channel.send(range(self.group.world_size), protocol.encode(protocol.Teardown()))
+            case effects.Started() if not self.started.done():
+                if effect.error is None:
+                    self.started.set_result(None)
+                else:
+                    self.started.set_exception(effect.error)
+                    self.started.exception()
             case effects.Restarting():
                 log.warning("restarting the group: %s", self.group.last_failure)
                 for observer in self._observers:
                     observer.group_restarted(effect.reason)
             case effects.GaveUp():
                 log.error("giving up after %d restarts: %s", self.group.restarts, effect.error)
-            case effects.Ended():
-                if not self.ended.done():
-                    self.ended.set_result(None)
+            case effects.Ended() if not self.ended.done():
+                self.ended.set_result(None)
         if not isinstance(effect, effects.Arm | effects.Disarm):
             self._on_change()
 
@@ -291,7 +287,12 @@ class Engine:
             effect.sequence, ticket.request_id, payload.data, ticket.streaming, ticket.images, ticket.deadline,
             ticket.headers,
         )  # fmt: skip
-        incarnation.channel.send(range(self.group.world_size), protocol.encode(call), payload.buffers)
+        try:
+            incarnation.channel.send(range(self.group.world_size), protocol.encode(call), payload.buffers)
+        except OSError as error:  # no memory or no descriptor for it: no rank has any of it, so each is done with it
+            answer = Answer(error=EncodingError(f"the payload cannot be handed to the ranks: {error}"))
+            for rank in range(self.group.world_size):
+                self._answered(rank, effect.sequence, answer)
         self._hang.watch(incarnation, effect.sequence, now)
         for observer in self._observers:
             observer.request_started(ticket)
@@ -375,7 +376,6 @@ class Engine:
 
     def on_spawned(self, rank: int) -> None:
         """See :class:`drumline.runner.incarnation.Events`."""
-        del rank
         self._on_change()
 
     def on_exited(self, rank: int, exit_code: int | None, number: int | None) -> None:
