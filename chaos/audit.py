@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -52,8 +53,11 @@ class Auditor:
         """Let all requests end, and look at what is there."""
         await self.clients.pause()
         status = await self.pod.ready()
+        if _requests(status):  # of clients that left: the ranks need a moment, and whoever comes behind waits for it
+            await self.pod.post("/")
+            status = await self.pod.ready()
         try:
-            self._look(fault, status["inFlight"] + status["queueDepth"])
+            self._look(fault, _requests(status))
         except psutil.NoSuchProcess:
             self.ledger.wrongs.append(f"after fault {fault}: a process of an idle server is gone")
         self.ledger.judge_log(self.pod.take_log())
@@ -110,3 +114,7 @@ def _held(process: psutil.Process) -> Counter[str]:
         if int(entry.name) not in clients:
             kinds[target.partition(":")[0]] += 1
     return kinds
+
+
+def _requests(status: dict[str, Any]) -> int:
+    return int(status["inFlight"]) + int(status["queueDepth"])
