@@ -55,7 +55,8 @@ async def test_diffusers_own_way_to_split_uneven_tokens_fails_on_cpu_ranks(ask: 
 async def test_what_ranks_share_has_no_name_that_one_that_ends_could_unlink(ask: Any) -> None:
     found = await ask("shared_memory")
     assert found["shared"], "the page of steps and cancels"
-    assert all(name.startswith("/memfd:") for name in found["shared"]), found
+    # tqdm's lock is a semaphore of multiprocessing, whose name goes as soon as it is made, like that of a memfd.
+    assert all(name.endswith(" (deleted)") for name in found["shared"]), found
     assert found["tracker"] is None
 
 

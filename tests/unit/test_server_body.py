@@ -7,8 +7,8 @@ from pydantic import BaseModel, Field
 
 from drumline.errors import InvalidPayload
 from drumline.problems import ProblemError
-from drumline.server.body import PayloadCheck, check_media_type
-from drumline.server.exchange import Exchange
+from drumline.server.body import PayloadCheck, check_media_type, read
+from drumline.server.exchange import CONNECTION_KEY, ClientGoneError, Exchange, Message
 from drumline.signature import request_model
 
 
@@ -51,6 +51,23 @@ def test_media_types_refused(headers: dict[str, str]) -> None:
     with pytest.raises(ProblemError) as caught:
         check_media_type(exchange(**headers))
     assert caught.value.problem.status == 415
+
+
+class Connection:
+    """One whose request is all there."""
+
+    body_complete = True
+
+
+async def test_a_client_that_left_before_its_body_was_read_asked_for_nothing() -> None:
+    """Its body is gone with it; an empty one would be a request of nobody."""
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], CONNECTION_KEY: Connection()}
+    with pytest.raises(ClientGoneError):
+        await read(Exchange(scope, receive, None), 100)  # type: ignore[arg-type]
 
 
 class Part(BaseModel):

@@ -46,7 +46,7 @@ async def read(exchange: Exchange, max_bytes: int) -> bytes:
         ClientGoneError: the client left before it was complete.
     """
     if exchange.body_complete:
-        message: Mapping[str, Any] = await exchange.receive()
+        message = _there(await exchange.receive())
     else:
         message = await _receive(exchange, limits.BODY_IDLE_SECONDS)
     body: bytes = message.get("body", b"")
@@ -73,8 +73,12 @@ async def _receive(exchange: Exchange, timeout: float) -> Mapping[str, Any]:
             message = await exchange.receive()
     except TimeoutError:
         raise ProblemError(problems.make("body-timeout", "The rest of the body did not arrive.")) from None
+    return _there(message)
+
+
+def _there(message: Mapping[str, Any]) -> Mapping[str, Any]:
     if message["type"] == "http.disconnect":
-        raise ClientGoneError("the client left before its request was complete")
+        raise ClientGoneError("the client left before its request was read")
     return message
 
 
