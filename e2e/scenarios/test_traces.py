@@ -20,11 +20,17 @@ LIMIT = 15.0
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[LocalCluster]:
+def said() -> list[str]:
+    """What a cluster of the test's own has said."""
+    return []
+
+
+@pytest.fixture
+def own(tmp_path: Path, said: list[str]) -> Iterator[LocalCluster]:
     """A cluster in a directory of the test's own."""
     if reason := machine.obstacle():
         impossible(reason)
-    made = LocalCluster(Layout(tmp_path / "state"), report=lambda _: None)
+    made = LocalCluster(Layout(tmp_path / "state"), report=said.append)
     yield made
     made.down()
 
@@ -60,7 +66,7 @@ def sysctls() -> dict[str, str]:
     return {name: (Path("/proc/sys") / name).read_text() for name in names}
 
 
-def test_up_is_quick_and_down_leaves_nothing(own: LocalCluster) -> None:
+def test_up_is_quick_and_down_leaves_nothing(own: LocalCluster, said: list[str]) -> None:
     state = own.layout.state
     own.store.ensure(["kubelet"])
     before, settings, spaces = traces(state), sysctls(), namespaces()
@@ -69,7 +75,7 @@ def test_up_is_quick_and_down_leaves_nothing(own: LocalCluster) -> None:
     own.up(Shape(gpus=3))
     took = time.monotonic() - started
     assert took <= LIMIT, f"{took:.1f} s from nothing to a cluster whose DNS answers"
-    assert own.status()
+    assert own.status(), "\n".join(said)
     during = traces(state)
     assert {name for name in before if before[name] != during[name]} == {"links", "routes", "cgroups", "state"}
     inside = namespaces() - spaces
@@ -87,7 +93,7 @@ def test_up_is_quick_and_down_leaves_nothing(own: LocalCluster) -> None:
     assert not namespaces() & inside
 
 
-def test_up_takes_over_from_one_that_was_killed(own: LocalCluster) -> None:
+def test_up_takes_over_from_one_that_was_killed(own: LocalCluster, said: list[str]) -> None:
     own.up()
     records = sorted(path for box in own.nodes for path in box.directory.glob("kube*.pid"))
     before = {path: path.read_text() for path in records}
@@ -96,7 +102,7 @@ def test_up_takes_over_from_one_that_was_killed(own: LocalCluster) -> None:
         path.unlink()  # as if it had been killed after it had started them, and before it wrote that down
     own.up()
     assert {path: path.read_text() for path in records} == before
-    assert own.status()
+    assert own.status(), "\n".join(said)
 
 
 def test_down_does_not_need_a_whole_cluster(own: LocalCluster) -> None:
