@@ -309,7 +309,7 @@ async def roll_clock(breaker: Breaker, fault: Fault) -> None:
     try:
         async with asyncio.timeout(_NOTICED_SECONDS):
             while abs(await _off(breaker.pod) - offset) > _CLOCK_SLACK:
-                await asyncio.sleep(0.1)  # the server makes the header once per second
+                await asyncio.sleep(0.1)  # nothing tells when it sees the new clock
     except TimeoutError:
         found = await _off(breaker.pod)
         breaker.wrongs.append(f"fault {fault.number}: the clock was set to {offset:+} s and is at {found:+.0f} s")
