@@ -6,19 +6,21 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 import uvloop
 
-from bench.compare import committed, compare
+from bench.compare import committed, judge
+from bench.others import Others
 from bench.program import Program
 from bench.programs import PROGRAMS
-from bench.report import Row, busy, machine, save, table
+from bench.report import Row, machine, save, table
 
 
-async def run(program: Program, rounds: int, quick: bool, only: list[str]) -> list[Row]:
-    """Run a program's benches, say which one is at work, and return their rows."""
-    rows = []
+async def run(program: Program, rounds: int, quick: bool, only: Collection[str]) -> dict[str, list[Row]]:
+    """Run a program's benches, say which one is at work, and return the rows of each."""
+    rows: dict[str, list[Row]] = {}
     effort: Any = program.quick if quick else program.full
     for bench in program.chosen(quick):
         if only and bench.__name__ not in only:
@@ -26,10 +28,14 @@ async def run(program: Program, rounds: int, quick: bool, only: list[str]) -> li
         started = time.perf_counter()
         words = (bench.__doc__ or "").splitlines()[0]
         print(f"{program.name:8} {bench.__name__:10} {words}", end="", file=sys.stderr, flush=True)
-        async for row in bench(rounds, effort):
+        others = Others()
+        rows[bench.__name__] = [row async for row in bench(rounds, effort)]
+        share = others.share()
+        for row in rows[bench.__name__]:
             row.quick = bench in program.chosen(True) and row.quick
-            rows.append(row)
-        print(f"  {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+            row.beside(share)
+        seconds = time.perf_counter() - started
+        print(f"  {seconds:.0f} s, others had {share:.0%} of the machine", file=sys.stderr, flush=True)
     return rows
 
 
@@ -63,35 +69,31 @@ def measure(program: Program, args: argparse.Namespace) -> int:
     facts = machine()
     if facts["load_average"] > 0.5 * facts["usable_cores"]:
         print(f"the machine is busy (load {facts['load_average']}): ratios will be rough", file=sys.stderr)
-    rows = uvloop.run(run(program, rounds, args.quick, args.only))
+    found = uvloop.run(run(program, rounds, args.quick, args.only))
+    rows = [row for each in found.values() for row in each]
     print(f"\n{program.title}\n\n{table(rows)}\n", flush=True)
     if args.quick:
-        return 0 if args.only else check(program, rounds, rows, judged=not busy(facts))
+        return 0 if args.only else check(program, found)
     if not (args.only or args.no_save):
         path = save(rows, program.name, rounds=rounds, quick=False, facts=facts)
         print(f"saved as {path.relative_to(path.parents[2])}", flush=True)
     return 0
 
 
-def check(program: Program, rounds: int, rows: list[Row], *, judged: bool) -> int:
-    """Compare a quick run with the committed one; return how many rows are worse, in a second run, too.
+def check(program: Program, found: dict[str, list[Row]]) -> int:
+    """Compare a quick run with the committed one, see :func:`bench.compare.judge`; return how many rows are worse."""
 
-    One short round on a machine that does something else meanwhile says little: what is worse has to be so twice, and on
-    a machine that is too busy (``judged`` is False) ratios are only told.
-    """
-    if not judged:
-        print("the machine is too busy to judge ratios: this run shows that the program works", flush=True)
-    before = committed(program.name)
-    findings = compare(before, rows, ratios=judged)
-    if any(finding.bad for finding in findings):
-        print("\n".join(map(str, findings)) + "\nonce more:", flush=True)
-        again = {row.key: row for row in uvloop.run(run(program, rounds, True, []))}
-        for row in rows:
-            row.values += again[row.key].values
-            row.parts += again[row.key].parts
-        findings = compare(before, rows, ratios=judged)
+    def again(keys: list[str]) -> list[Row]:
+        only = [bench for bench, rows in found.items() if any(row.key in keys for row in rows)]
+        return [row for rows in uvloop.run(run(program, 1, True, only)).values() for row in rows]
+
+    findings = judge(committed(program.name), [row for rows in found.values() for row in rows], again, _say)
     print("\n".join(map(str, findings)) or "as good as committed", flush=True)
     return sum(finding.bad for finding in findings)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,12 @@ class Point:
                         at_least=True, curve="goodput", x=offered, quick=quick)  # fmt: skip
         self.wait = Row(f"overload-wait-{offered:g}", "answer of an accepted request, p99 / a full queue's run time", 1.25,
                         curve="wait", x=offered, quick=quick)  # fmt: skip
+        # Below the capacity there may be none.
+        refused = quick and offered > 1
         self.refusal = Row(f"overload-refusal-{offered:g}", "429, p50 / a bare FastAPI answer at that rate",
-                           curve="refusal", x=offered, quick=quick)  # fmt: skip
+                           curve="refusal", x=offered, quick=refused)  # fmt: skip
         self.tail = Row(f"overload-refusal-p99-{offered:g}", "429, p99", 20, "ms", curve="refusal p99", x=offered,
-                        quick=quick)  # fmt: skip
+                        quick=refused)  # fmt: skip
         self.rows = (self.good, self.wait, self.refusal, self.tail)
 
     def add(self, load: OpenLoad, floor: OpenLoad, capacity: float, seconds: float) -> None:

@@ -28,7 +28,7 @@ _INTRO = """# Performance
 Made by `python -m bench.page` from `bench/results`. Repeat it with `make bench-all`, or a part of it with `make bench-floors`,
 `bench-start`, `bench-sizes`, `bench-ranks`, `bench-streams`, `bench-overload`, `bench-soak`, `bench-idle`, `bench-peers`,
 `bench-operator`, `make chaos`. Every figure is measured beside its floor in the same run, because only ratios mean something
-on another machine; `make bench-quick` in CI fails when one is less than half as good as here.
+on another machine; `make bench-quick` in CI measures again what looks less than half as good as here, and fails when it is.
 
 """
 

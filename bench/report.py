@@ -32,6 +32,7 @@ class Row:
         curve: for one point of a curve, the curve's name; ``title`` is then the same for all of its points.
         x: where on the curve, in the unit of the program's axis.
         quick: measured with ``--quick``, too, where it is compared with what is committed.
+        others: per round, the share of the machine that other programs had meanwhile (``bench.others``).
     """
 
     key: str
@@ -45,11 +46,24 @@ class Row:
     curve: str = ""
     x: float | None = None
     quick: bool = True
+    others: list[float] = field(default_factory=list)
 
     def add(self, value: float, **parts: float) -> None:
         """Add one round."""
         self.values.append(value)
         self.parts.append(parts)
+
+    def beside(self, share: float) -> None:
+        """Say what others had of the machine in all rounds of which that is not said yet."""
+        self.others += [round(share, 3)] * (len(self.values) - len(self.others))
+
+    def extend(self, more: Row) -> None:
+        """Add the rounds of another run."""
+        self.beside(0.0)  # where nobody has said it
+        self.values += more.values
+        self.parts += more.parts
+        self.others += more.others
+        self.note = more.note or self.note
 
     @property
     def value(self) -> float:
@@ -111,11 +125,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
-
-
-def busy(facts: dict[str, Any]) -> bool:
-    """Whether the machine has so much else to do that ratios say little: twice as much as it has cores."""
-    return bool(facts["load_average"] > 2 * facts["usable_cores"])
 
 
 def _cpu_model() -> str:
