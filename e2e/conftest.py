@@ -22,7 +22,7 @@ from e2e.harness.kube import Kube
 from e2e.harness.operator import Operator
 
 #: Seconds for a scenario, unless it says otherwise: a limit for a busy machine with two cores.
-TIMEOUT = 300
+TIMEOUT = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,6 +78,8 @@ def restricted_namespace(kubectl: Callable[..., str]) -> Iterator[str]:
     item = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
     kubectl("create", "--filename=-", input=json.dumps(item))
     try:
+        # Until the controller manager has made it, pods are refused.
+        kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=120s")
         yield name
     finally:
         kubectl("delete", "namespace", name, "--wait=false")

@@ -6,6 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.waiting import wait_for
+
 Kubectl = Callable[..., str]
 GPU = "nvidia.com/gpu"
 
@@ -28,6 +31,11 @@ def pod_spec(image: str, gpus: int) -> dict[str, Any]:
     return {
         "containers": [container],
         "terminationGracePeriodSeconds": 1,
+        # However long a test takes to bring a node back.
+        "tolerations": [
+            {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute"}
+            for key in ("not-ready", "unreachable")
+        ],
         "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
     }
 
@@ -57,6 +65,47 @@ def application(namespace: str, image: str, *, replicas: int, gpus: int) -> str:
         },
     ]
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+
+
+#: Seconds in which a question that nothing stands against is answered: kube-proxy and DNS follow Services and pods with a
+#: delay of which nobody is told, a second or less, but on a busy machine.
+LIMIT = 90.0
+
+
+def ask_until(
+    kubectl: Kubectl, pod: dict[str, Any], question: str, right: Callable[[list[str]], bool] = bool
+) -> list[str]:
+    """Put a question to a pod again and again, until the answer is right.
+
+    For what follows a Service or its pods without notice: names, and rules that lead to it.
+
+    Args:
+        kubectl: Of the cluster.
+        pod: Which is Ready.
+        question: See `ask`.
+        right: Of the answer; any that is not empty will do unless it says otherwise.
+
+    Returns:
+        That answer.
+
+    Raises:
+        ClusterError: None came; the message has the last answer, or why there was none.
+    """
+    answer: list[str] = []
+    last = ""
+
+    def answered() -> bool:
+        nonlocal answer, last
+        try:
+            answer = ask(kubectl, pod, question)
+        except ClusterError as error:
+            last = str(error)
+            return False
+        last = f"the last answer: {answer}"
+        return right(answer)
+
+    wait_for(f"an answer to {question}", answered, limit=LIMIT, explain=lambda: last)
+    return answer
 
 
 def ask(kubectl: Kubectl, pod: dict[str, Any], question: str) -> list[str]:

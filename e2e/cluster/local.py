@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import cgroups, components, configs, machine, network, nodes, objects, pins, pki, runtime
+from . import cgroups, components, configs, dns, machine, network, nodes, objects, pins, pki, runtime
 from .api import Api, ApiError
 from .builder import Builder
-from .dns import resolve
 from .errors import ClusterError
 from .layout import CLUSTER_DOMAIN, GPU_RESOURCE, NODE_LABEL, Layout, Network, Node, Shape
 from .process import Process, command
@@ -105,8 +105,10 @@ class LocalCluster:
                     for component in self._components(box):
                         self._ensure(box, component)
                 self._wait_for_nodes(api)
+                self._report("GPUs allocatable")
                 self._wait("the cluster's DNS", self._dns_answers)
                 self._report("DNS answers")
+                self._wait_for_nodes(api)  # what was Ready a while ago may have been tainted since
 
     def _prepare(self, shape: Shape | None) -> None:
         """Have namespaces and a network: those that run, or new ones."""
@@ -188,22 +190,29 @@ class LocalCluster:
 
     def _wait_for_nodes(self, api: Api) -> None:
         found: dict[str, Mapping[str, Any]] = {}
-        reported = False
 
         def done(name: str, item: Mapping[str, Any] | None) -> bool:
-            nonlocal reported
             found[name] = item or {}
             mine = [found.get(box.name) or {} for box in self.nodes]
-            if not reported and all(map(nodes.is_usable, mine)):
-                self._report("nodes ready")
-                reported = True
-            return reported and all(nodes.gpus_of(node) == self.shape.gpus for node in mine)
+            # Both at one time: the node controller looks every 5 s, and may taint a node for what it has seen before it was
+            # Ready; that taint stays until it looks again.
+            return all(nodes.is_usable(node) and nodes.gpus_of(node) == self.shape.gpus for node in mine)
 
-        nodes.wait(api, done, limit=LIMIT, check=self.check, explain=self._tails)
-        self._report("GPUs allocatable")
+        def explain() -> str:
+            states = [
+                f"{name}: {nodes.state(node)}, {GPU_RESOURCE} {nodes.gpus_of(node)}" for name, node in found.items()
+            ]
+            return "\n".join([*states, self._tails()])
+
+        nodes.wait(api, done, limit=LIMIT, check=self.check, explain=explain)
 
     def _dns_answers(self) -> bool:
-        return resolve(f"kubernetes.default.svc.{CLUSTER_DOMAIN}", self.network.dns) == self.network.api_service
+        """Whether it does so on the machine and on every node: each node's kube-proxy writes its rules when it gets to it."""
+        name, server = f"kubernetes.default.svc.{CLUSTER_DOMAIN}", self.network.dns
+        if dns.resolve(name, server) != self.network.api_service:
+            return False
+        inside = (sys.executable, "-I", dns.__file__, name, server)
+        return all(box.network(*inside).strip() == self.network.api_service for box in self.nodes)
 
     # -- what runs
 
@@ -277,8 +286,7 @@ class LocalCluster:
         with self.api() as api:
             for node in api.get(f"/api/v1/nodes?labelSelector={NODE_LABEL}%3Dtrue")["items"]:
                 healthy &= nodes.is_usable(node)
-                state = "Ready" if nodes.is_usable(node) else "NotReady"
-                self._say(f"{node['metadata']['name']:8} {state:26} {GPU_RESOURCE} {nodes.gpus_of(node)}")
+                self._say(f"{node['metadata']['name']:8} {nodes.state(node):26} {GPU_RESOURCE} {nodes.gpus_of(node)}")
         self._say(f"export KUBECONFIG={self.kubeconfig}")
         return healthy
 

@@ -25,6 +25,15 @@ def is_usable(node: Mapping[str, Any]) -> bool:
     return is_ready(node) and not node["spec"].get("taints")
 
 
+def state(node: Mapping[str, Any]) -> str:
+    """In words: `Ready`, or what keeps pods away."""
+    if not is_ready(node):
+        said = [each for each in node.get("status", {}).get("conditions", []) if each["type"] == "Ready"]
+        return " ".join(["NotReady", *(f"({each.get('reason')}: {each.get('message')})" for each in said)])
+    taints = [f"{taint['key']}:{taint['effect']}" for taint in node["spec"].get("taints", [])]
+    return f"Ready, tainted {', '.join(taints)}" if taints else "Ready"
+
+
 def gpus_of(node: Mapping[str, Any]) -> int:
     """The GPUs that pods can have on it."""
     return int(node.get("status", {}).get("allocatable", {}).get(GPU_RESOURCE, 0))

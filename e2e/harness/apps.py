@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from e2e.harness.kube import LIMIT, Kube, Object, condition, has
+from e2e.harness.kube import LIMIT, Kube, Object, Objects, condition, has
 
 CODE: Final = Path(__file__).parent / "worker_code.py"
 #: What the restricted profile asks of a container and of a pod.
@@ -62,6 +62,15 @@ def app(name: str, worker: str = "Steps", *, env: Mapping[str, str] | None = Non
     }
 
 
+def live(pods: Objects) -> list[Object]:
+    """Those that are not on their way out."""
+    return [
+        pod
+        for pod in pods.values()
+        if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") not in {"Succeeded", "Failed"}
+    ]
+
+
 class App:
     """An app in a namespace, and what scenarios do with it."""
 
@@ -80,13 +89,32 @@ class App:
         self.change(env=[{"name": key, "value": value} for key, value in {**_ENV, **values}.items()])
 
     def ready(self, limit: float = LIMIT) -> Object:
-        """Wait until all its replicas serve its present spec; the app."""
+        """Wait until all its replicas serve its present spec; the app.
+
+        A status of before a pod was lost, say, does not count: it must be about the pods that there are, all of them ready.
+        """
+        deadline = time.monotonic() + limit
+        seen = ""
 
         def done(item: Object) -> bool:
             status, wanted = item.get("status", {}), item["spec"].get("replicas", 1)
-            return has("Ready", "True")(item) and status.get("replicas") == status.get("readyReplicas") == wanted
+            whole = status.get("replicas") == status.get("readyReplicas") == wanted
+            return has("Ready", "True")(item) and whole and item["metadata"]["resourceVersion"] != seen
 
-        return self.kube.until("dapp", self.name, done, "is ready", limit=limit)
+        while True:
+            item = self.kube.until("dapp", self.name, done, "is ready", limit=deadline - time.monotonic())
+            wanted = item["spec"].get("replicas", 1)
+            pods = self.kube.until_all(
+                "pod",
+                lambda pods: list(map(has("Ready", "True"), live(pods))) == [True] * wanted,  # noqa: B023
+                f"{wanted} pods of {self.name} are ready",
+                selector=self.labels,
+                limit=deadline - time.monotonic(),
+            )
+            serving = {group["podName"] for group in item["status"].get("groups", ()) if group["state"] == "Serving"}
+            if serving == {pod["metadata"]["name"] for pod in live(pods)}:
+                return item
+            seen = item["metadata"]["resourceVersion"]  # older than its pods: there will be another one
 
     def replaced(self, limit: float = LIMIT) -> Object:
         """Wait until all its replicas serve its present spec and nothing older is left that could still answer."""
@@ -97,14 +125,22 @@ class App:
         self.ready(limit)
         return self.kube.until("dapp", self.name, done, "has no pods of an older revision", limit=limit)
 
-    def says(self, type: str, status: str, reason: str, limit: float = LIMIT) -> str:
-        """Wait for a condition; its message."""
-        found = self.kube.until("dapp", self.name, has(type, status, reason), f"{type}={status} {reason}", limit=limit)
-        return str(condition(found, type)["message"])
+    def shows(self, type: str, status: str, reason: str, words: str = "", limit: float = LIMIT) -> Object:
+        """Wait for a condition whose message has these words; the app as it then is, with its other conditions."""
+
+        def done(item: Object) -> bool:
+            return has(type, status, reason)(item) and words in condition(item, type)["message"]
+
+        what = f"{type}={status} {reason}" + (f" with {words!r}" if words else "")
+        return self.kube.until("dapp", self.name, done, what, limit=limit)
+
+    def says(self, type: str, status: str, reason: str, words: str = "", limit: float = LIMIT) -> str:
+        """Wait for a condition whose message has these words; the message."""
+        return str(condition(self.shows(type, status, reason, words, limit), type)["message"])
 
     def pods(self) -> list[Object]:
         """Its pods that are not on their way out, oldest first."""
-        found = [each for each in self.kube.list("pod", self.labels) if not each["metadata"].get("deletionTimestamp")]
+        found = [each for each in self.kube.list("pod", self.labels) if "deletionTimestamp" not in each["metadata"]]
         return sorted(found, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
     def pod(self) -> Object:
@@ -121,7 +157,11 @@ class App:
         for name in pods:
             self.execute(name, "touch", "/tmp/release")
 
-    def events(self) -> list[str]:
-        """What `kubectl describe` shows under Events."""
-        found = self.kube("get", "events", f"--field-selector=involvedObject.name={self.name}", "--output=json")
-        return [f"{each['type']} {each['reason']}: {each['message']}" for each in json.loads(found)["items"]]
+    def reported(self, *words: str) -> None:
+        """Wait until `kubectl describe` shows these words under Events, each in one of them: events come when they come."""
+
+        def done(events: Objects) -> bool:
+            lines = [f"{each['type']} {each['reason']}: {each['message']}" for each in events.values()]
+            return all(any(each in line for line in lines) for each in words)
+
+        self.kube.until_all("event", done, f"events with {words}", field=f"involvedObject.name={self.name}")

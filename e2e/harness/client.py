@@ -20,12 +20,17 @@ from e2e.harness.kube import LIMIT, Kube, TooLate, has
 
 #: The last line of what a background command writes; in an event stream it is a comment.
 _END: Final = ": ended with "
-#: A node's rules follow a Service's endpoints with a delay of which nobody is told; so long they may refuse connections.
-PROXY_SECONDS: Final = 20.0
+#: A node's rules follow a Service's endpoints with a delay of which nobody is told, and names follow Services so; it is a
+#: second or less, but on a busy machine. So long connections may be refused, and names unknown.
+PROXY_SECONDS: Final = 90.0
+#: For one answer.
+ANSWER_SECONDS: Final = 120
 #: Between two calls of a caller, which would otherwise take the CPU from the pods that a test waits for.
 PACE_SECONDS: Final = 0.1
-#: What curl then says: no connection, or (where that was asked for) no answer in a short time.
-AGAIN: Final = ("curl: (7)", "curl: (28)")
+#: What curl then says: no such name, no connection, or (where that was asked for) no answer in a short time.
+AGAIN: Final = ("curl: (6)", "curl: (7)", "curl: (28)")
+#: A shell command that prints the time in nanoseconds.
+_NOW: Final = "date +%s%N"
 _numbers = itertools.count(1)
 
 
@@ -104,7 +109,7 @@ class Client:
             options: More of curl's.
         """
         body = [] if payload is None else ["--data", json.dumps(payload)]
-        line = ["curl", "-sS", "--max-time", "60", *options, "-w", "\n%{http_code}", *body, url]
+        line = ["curl", "-sS", "--max-time", str(ANSWER_SECONDS), *options, "-w", "\n%{http_code}", *body, url]
         deadline = time.monotonic() + PROXY_SECONDS
         while True:
             try:
@@ -130,7 +135,7 @@ class Client:
         deadline, found = time.monotonic() + PROXY_SECONDS, Reply(0, {})
         while time.monotonic() < deadline:
             # One that waits there for its turn is given up: whoever goes away is forgotten.
-            found = self.call(url, payload, "--max-time", "5")
+            found = self.call(url, payload, "--max-time", "15")
             if found.status == 200 and found.body[key] == value:
                 return found.body
         raise TooLate(f"no answer from {url} with {key}={value}; the last one was {found}")
@@ -157,9 +162,9 @@ class Client:
         """Call again and again, from several callers with a new connection each time, until told to stop."""
         self.reach(url)
         flag = f"/tmp/stop-{next(_numbers)}"
-        options = ["--max-time", "60", "-w", " %{http_code}", "--data", json.dumps(payload)]
+        options = ["--max-time", str(ANSWER_SECONDS), "-w", " %{http_code}", "--data", json.dumps(payload)]
         # The shell writes a whole line at once, curl in parts, between which another caller's may come.
-        call = f"printf '%s\\n' \"$({shlex.join(['curl', '-sS', *options, url])} 2>&1)\""
+        call = f"printf '%s\\n' \"$({_NOW}) $({shlex.join(['curl', '-sS', *options, url])} 2>&1)\""
         loop = f"while [ ! -e {flag} ]; do {call}; sleep {PACE_SECONDS}; done"
         return Load(self, flag, self.background(" & ".join([loop] * callers) + " & wait"))
 
@@ -199,8 +204,8 @@ class Background:
             process.kill()
 
     def mark(self, word: str) -> None:
-        """Add a line of ours to what the command writes."""
-        self._client.run("sh", "-c", f"echo {word} >>{self._file}")
+        """Add a line of ours to what the command writes: the word, and the time there."""
+        self._client.run("sh", "-c", f'echo "{word} $({_NOW})" >>{self._file}')
 
     def line(self, limit: float = LIMIT) -> str:
         """The next line.
@@ -217,7 +222,7 @@ class Background:
             raise ConnectionError(f"cut off from pod {self._client.name}")
         return found
 
-    def drop(self, limit: float = 60.0) -> None:
+    def drop(self, limit: float = LIMIT) -> None:
         """Read on until we are cut off, which happens when the API server ends; what comes after is kept."""
         kept = []
         with contextlib.suppress(ConnectionError):
@@ -322,21 +327,29 @@ class Stream:
 
 
 class Load:
-    """Callers that go on until `stop`. Every answer is kept: nothing that went wrong gets lost."""
+    """Callers that go on until `stop`. Every answer is kept: nothing that went wrong gets lost.
+
+    Attributes:
+        good: All answers with status 200, decoded.
+        bad: All others, and what curl said where there was none.
+    """
 
     def __init__(self, client: Client, flag: str, source: Background) -> None:
         self._client, self._flag, self._source = client, flag, source
         self.good: list[Any] = []
         self.bad: list[str] = []
+        self._since = 0
 
     def take(self, count: int, limit: float = LIMIT) -> list[Any]:
-        """The next `count` good answers, decoded."""
-        before, deadline = len(self.good), time.monotonic() + limit
-        while len(self.good) < before + count:
+        """The next `count` good answers, decoded; after `catch_up` to requests that began after it."""
+        found: list[Any] = []
+        deadline = time.monotonic() + limit
+        while len(found) < count:
             if time.monotonic() > deadline:
-                raise TooLate(f"fewer than {count} good answers in {limit:.0f} s; bad ones: {self.bad[-5:]}")
-            self._add(self._source.line(limit))
-        return self.good[before:]
+                raise TooLate(f"{len(found)} of {count} good answers in {limit:.0f} s; bad ones: {self.bad[-5:]}")
+            if self._add(self._source.line(limit)):
+                found.append(self.good[-1])
+        return found
 
     def until(self, wanted: Any, key: str, limit: float = LIMIT) -> None:
         """Read on until an answer has this value under `key`."""
@@ -346,10 +359,11 @@ class Load:
                 raise TooLate(f"no answer with {key}={wanted} in {limit:.0f} s")
 
     def catch_up(self) -> None:
-        """Read all answers that came until now."""
+        """Read all answers that came until now; from now on only requests that begin later count for `take`."""
         self._source.mark(word := f"mark-{next(_numbers)}")
-        while (line := self._source.line()) != word:
+        while not (line := self._source.line()).startswith(f"{word} "):
             self._add(line)
+        self._since = int(line.rpartition(" ")[2])
 
     def stop(self) -> None:
         """Let the callers finish, and read all that they have written."""
@@ -357,9 +371,13 @@ class Load:
         while not (line := self._source.line()).startswith(_END):
             self._add(line)
 
-    def _add(self, line: str) -> None:
-        text, _, status = line.rpartition(" ")
+    def _add(self, line: str) -> bool:
+        """Keep a line; whether it is a good answer to a request that began after the last `catch_up`."""
+        began, _, answer = line.partition(" ")
+        text, _, status = answer.rpartition(" ")
         if status == "200":
             self.good.append(json.loads(text))
-        elif line:
+            return int(began) > self._since
+        if line:
             self.bad.append(line)
+        return False

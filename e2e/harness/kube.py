@@ -10,6 +10,7 @@ from typing import Any, Final
 import urllib3
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.provider import Cluster
+from e2e.cluster.waiting import wait_for
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.config import load_kube_config
 
@@ -17,11 +18,12 @@ Object = dict[str, Any]
 Objects = Mapping[str, Object]
 
 #: Seconds that a wait may take unless it says otherwise: for a pod with torch on a busy machine with two cores.
-LIMIT: Final = 150.0
+LIMIT: Final = 180.0
 #: Where the API has the kinds that scenarios follow; True where they lie in a namespace.
 PATHS: Final = {
     "clusterrole": ("/apis/rbac.authorization.k8s.io/v1", "clusterroles", False),
     "configmap": ("/api/v1", "configmaps", True),
+    "crd": ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", False),
     "dapp": ("/apis/drumline.dev/v1alpha1", "distributedapps", True),
     "deployment": ("/apis/apps/v1", "deployments", True),
     "event": ("/api/v1", "events", True),
@@ -77,6 +79,26 @@ class Kube:
         """
         found: Object = json.loads(self("get", kind, name, "--output=json"))
         return found
+
+    def raw(self, path: str, limit: float = LIMIT) -> str:
+        """What is answered at a path of the API, such as a Service's proxy, which knows its pods a moment after they are ready.
+
+        Raises:
+            ClusterError: Nothing was in time; the message has the last error.
+        """
+        answers: list[str] = []
+        problem = ""
+
+        def answered() -> bool:
+            nonlocal problem
+            try:
+                answers.append(self("get", f"--raw={path}"))
+            except ClusterError as error:
+                problem = str(error)
+            return bool(answers)
+
+        wait_for(f"an answer at {path}", answered, limit=limit, explain=lambda: problem)
+        return answers[0]
 
     def list(self, kind: str, selector: str = "") -> list[Object]:
         """All objects of a kind that carry the labels of `selector`."""

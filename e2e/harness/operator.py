@@ -10,13 +10,15 @@ from e2e.cluster.layout import CHECKOUT
 from e2e.cluster.process import command
 from e2e.cluster.provider import Cluster
 from e2e.cluster.store import Store
-from e2e.harness.kube import Kube, Object
+from e2e.harness.kube import Kube, Object, has
 
 CHART: Final = CHECKOUT / "charts" / "drumline"
 NAMESPACE: Final = "drumline-system"
 RELEASE: Final = "drumline"
 DEPLOYMENT: Final = "drumline-operator"
 LEASE: Final = "drumline-operator"
+#: The chart's default.
+REPLICAS: Final = 2
 SELECTOR: Final = f"app.kubernetes.io/name={DEPLOYMENT}"
 
 
@@ -55,20 +57,38 @@ class Operator:
         }
         self.kube.apply(namespace)
         chosen = [f"--set-string={key}={value}" for key, value in values.items()]
-        self.helm("upgrade", "--install", RELEASE, str(CHART), "--wait", "--timeout=180s", *chosen)
+        self.helm("upgrade", "--install", RELEASE, str(CHART), "--wait", "--timeout=300s", *chosen)
+        self.settled()
 
     def uninstall(self) -> None:
         """Remove the release and its namespace; CRDs and apps stay, as the chart promises."""
-        self.helm("uninstall", RELEASE, "--wait", "--timeout=60s")
-        self.kube("delete", "namespace", NAMESPACE, "--timeout=120s")
+        self.helm("uninstall", RELEASE, "--wait", "--timeout=180s")
+        self.kube("delete", "namespace", NAMESPACE, "--timeout=180s")
 
     def pods(self) -> list[Object]:
         """The operators' pods that are not on their way out."""
-        return [each for each in self.kube.list("pod", SELECTOR) if "deletionTimestamp" not in each["metadata"]]
+        return [each for each in self.kube.list("pod", SELECTOR) if _stays(each)]
+
+    def settled(self) -> dict[str, Object]:
+        """Wait until both operators are ready, and none of before is left; their pods by name.
+
+        helm and `kubectl rollout status` return while the old ones still end.
+        """
+        return self.kube.until_all(
+            "pod",
+            lambda pods: [has("Ready", "True")(each) and _stays(each) for each in pods.values()] == [True] * REPLICAS,
+            "the operators are ready, and no others are there",
+            selector=SELECTOR,
+        )
+
+    def gone(self) -> None:
+        """Wait until no pod of an operator is left: the garbage collector removes them after their Deployment."""
+        self.kube.until_all("pod", lambda pods: not pods, "the operators are gone", selector=SELECTOR)
 
     def leader(self) -> str:
-        """The pod that holds the lease."""
-        return _holder(self.kube.get("lease", LEASE))
+        """The pod that holds the lease, once it is one that is there: the name of one that is gone may still stand there."""
+        there = self.settled()
+        return _holder(self.kube.until("lease", LEASE, lambda item: _holder(item) in there, "an operator leads"))
 
     def kill_leader(self) -> str:
         """Kill the leader without a chance to hand over, and wait until another one leads; its pod's name."""
@@ -80,16 +100,20 @@ class Operator:
     def stop(self) -> None:
         """Have no operator, until `start`."""
         self.kube("scale", f"deployment/{DEPLOYMENT}", "--replicas=0")
-        self.kube.until_all("pod", lambda pods: not pods, "the operators are gone", selector=SELECTOR)
+        self.gone()
 
     def start(self) -> None:
         """Have two operators again."""
-        self.kube("scale", f"deployment/{DEPLOYMENT}", "--replicas=2")
-        self.kube("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s")
+        self.kube("scale", f"deployment/{DEPLOYMENT}", f"--replicas={REPLICAS}")
+        self.settled()
 
     def logs(self) -> str:
         """The end of what they printed."""
         return self.kube("logs", f"--selector={SELECTOR}", "--prefix", "--tail=150")
+
+
+def _stays(pod: Object) -> bool:
+    return "deletionTimestamp" not in pod["metadata"]
 
 
 def _holder(lease: Object) -> str:

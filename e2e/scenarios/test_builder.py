@@ -92,7 +92,7 @@ def test_what_was_built_runs_and_took_no_copy(
         "spec": pod_spec(NAME, 0),
     }
     kubectl("create", "--filename=-", input=json.dumps(item))
-    kubectl("wait", "--for=condition=Ready", "pod/built", f"--namespace={namespace}", "--timeout=60s")
+    kubectl("wait", "--for=condition=Ready", "pod/built", f"--namespace={namespace}", "--timeout=180s")
     assert ask(kubectl, item, "/files?of=/data") == ["hello"]
 
 

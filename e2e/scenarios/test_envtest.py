@@ -1,4 +1,4 @@
-"""etcd and the API server alone: quick, side by side, and gone afterwards."""
+"""etcd and the API server alone: side by side, and gone afterwards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,12 @@ from e2e.cluster.layout import CHECKOUT
 from e2e.cluster.process import command
 from e2e.cluster.store import Store
 
-#: Seconds to a ready API server: 3 on a quiet machine with two cores.
-LIMIT = 5.0
 LINE = [sys.executable, "-m", "e2e.cluster", "envtest"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def kubectl() -> str:
-    """The pinned kubectl; also makes sure that nothing is built while a test takes the time."""
+    """The pinned kubectl; also makes sure that nothing is built while a test waits."""
     store = Store(report=lambda _: None)
     envtest.programs(store)
     store.ensure(["kubectl"])
@@ -34,9 +31,7 @@ def kubectl() -> str:
 
 
 def test_two_side_by_side_know_nothing_of_each_other(kubectl: str) -> None:
-    started = time.monotonic()
     with EnvTest() as first:
-        took = time.monotonic() - started
         with EnvTest() as second:
             for server, name in ((first, "one"), (second, "two")):
                 command(kubectl, "create", "namespace", name, env=server.environment())
@@ -47,7 +42,6 @@ def test_two_side_by_side_know_nothing_of_each_other(kubectl: str) -> None:
         with pytest.raises(ClusterError, match="refused"):
             command(kubectl, "get", "namespaces", f"--server={second.url}", env=first.environment())
     assert not any(place.exists() for place in places)
-    assert took <= LIMIT, f"{took:.1f} s to a ready API server"
 
 
 def test_pods_are_accepted_without_service_accounts(kubectl: str) -> None:
@@ -82,7 +76,7 @@ def test_however_it_ends_nothing_runs_on(number: signal.Signals) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while "Ctrl-C" not in said:
-                more = os.read(process.stdout.fileno(), 4096) if selector.select(60) else b""
+                more = os.read(process.stdout.fileno(), 4096) if selector.select(120) else b""
                 if not more:
                     process.kill()
                     pytest.fail(f"it did not get ready, and said: {said}")
@@ -91,12 +85,12 @@ def test_however_it_ends_nothing_runs_on(number: signal.Signals) -> None:
         assert len(children) == 2
         watched = [os.pidfd_open(pid) for pid in children]
         os.kill(process.pid, number)
-        process.wait(30)
+        process.wait(60)
     with selectors.DefaultSelector() as selector:
         for descriptor in watched:  # readable when the process has ended
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map():
-            events = selector.select(10)
+            events = selector.select(60)
             assert events, "etcd or the API server runs on"
             for key, _ in events:
                 selector.unregister(key.fileobj)

@@ -66,7 +66,7 @@ def files_in_new_pod(kubectl: Kubectl, namespace: str, name: str) -> list[str]:
     spec = pod_spec(NAME, 0) | {"topologySpreadConstraints": []}
     item = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
     kubectl("create", "--filename=-", input=json.dumps(item))
-    kubectl("wait", "--for=condition=Ready", f"pod/{name}", f"--namespace={namespace}", "--timeout=60s")
+    kubectl("wait", "--for=condition=Ready", f"pod/{name}", f"--namespace={namespace}", "--timeout=180s")
     return ask(kubectl, item, "/files?of=/")
 
 

@@ -15,7 +15,7 @@ from e2e.cluster.project import ProjectImage
 from e2e.cluster.provider import Cluster
 from e2e.probe import Kubectl, pod_spec
 
-LIMIT = "--timeout=60s"
+LIMIT = "--timeout=180s"
 #: Bytes without compression; most of it is Python itself and the Kubernetes client.
 LARGEST = 400e6
 FACTS = """

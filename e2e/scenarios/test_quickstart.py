@@ -48,7 +48,7 @@ class Guide:
     def run(self, line: str) -> str:
         """Run a shell command; what it prints."""
         done = subprocess.run(
-            line, shell=True, cwd=self.folder, env=self._env, text=True, capture_output=True, check=False, timeout=240
+            line, shell=True, cwd=self.folder, env=self._env, text=True, capture_output=True, check=False, timeout=300
         )
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -70,6 +70,7 @@ def test_the_guide(kube: Kube, client: Client, worker_image: str, tmp_path: Path
 
     assert json.loads(guide.run(guide.line("drumline invoke beat"))) == {"total": 12.0}
     assert "12.0" in guide.run(guide.line("drumline stream beat"))
+    client.reach(url)
     assert json.loads(client.run("sh", "-c", f"{guide.line('curl http')} --silent")) == {"total": 12.0}
     curl, _, body = guide.line("curl -N http").partition(" -d ")
     stream = client.stream(curl.split()[-1], json.loads(shlex.split(body)[0]))
@@ -79,12 +80,13 @@ def test_the_guide(kube: Kube, client: Client, worker_image: str, tmp_path: Path
     assert (refused.status, refused.body["type"].rpartition("/")[2]) == (422, "validation-error")
     # From a pod by its name, too: it may not look apps up, so the usual address is tried, and said.
     cli = Client(kube, worker_image, "cli", automountServiceAccountToken=True)
+    cli.reach(url)  # it may be on another node
     assert json.loads(cli.run("drumline", "invoke", "beat", "beats=2")) == {"total": 6.0}
 
     guide.run(guide.line("kubectl scale"))
     kube.until("dapp", "beat", lambda item: item.get("status", {}).get("replicas") == 3, "is scaled")
     guide.run(guide.line("kubectl delete dapp"))
-    kube("wait", "--for=delete", "deployment/beat", "--timeout=60s")
+    kube("wait", "--for=delete", "deployment/beat", "--timeout=180s")
 
 
 def test_sdxl_on_two_ranks(kube: Kube, client: Client) -> None:

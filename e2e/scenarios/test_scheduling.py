@@ -33,7 +33,7 @@ def test_gpus_that_are_all_taken_and_then_free(kube: Kube, client: Client, probe
     if len(gpus) != 2 or len(set(gpus)) != 1:
         pytest.skip("needs two nodes with as many GPUs each")
     kube("apply", "--filename=-", input=application(kube.namespace, probe_image, replicas=2, gpus=gpus[0] - 2))
-    kube("rollout", "status", "deployment/probe", "--timeout=60s")
+    kube("rollout", "status", "deployment/probe", "--timeout=180s")
     first = App(kube, gpu_app("first", replicas=2))
     first.ready()
     assert len({pod["spec"]["nodeName"] for pod in first.pods()}) == 2
@@ -44,7 +44,7 @@ def test_gpus_that_are_all_taken_and_then_free(kube: Kube, client: Client, probe
     said = second.says("Ready", "False", "InsufficientGPUs")
     assert f"Insufficient {GPU}" in said, "the scheduler's own words"
     assert "0/2 nodes are available" in second.says("Scheduled", "False", "InsufficientGPUs")
-    assert any("Warning InsufficientGPUs" in each for each in second.events())
+    second.reported("Warning InsufficientGPUs")
     kube("scale", "dapp/first", "--replicas=1")
     second.ready()
     first.ready()

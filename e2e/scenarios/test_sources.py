@@ -80,6 +80,7 @@ def test_git_says_what_is_wrong(kube: Kube, repository: Repository) -> None:
     repository.commit("says.py", SAYS.format(word="one"))
     git = {"url": repository.url, "revision": "nowhere"}
     app = App(kube, apps.app("wrong", workerClass="says:Says", source={"git": git}))
-    assert "nowhere" in app.says("SourceReady", "False", "GitFetchFailed")
+    # The server's Service may refuse at first, which is another reason why nothing could be fetched.
+    app.says("SourceReady", "False", "GitFetchFailed", "nowhere")
     app.change(source={"git": {"revision": "main"}})
     app.ready()

@@ -28,7 +28,7 @@ from drumline_operator.manifests.context import Context
 from drumline_operator.settings import OperatorSettings
 
 #: For a pod on a busy machine to load torch.
-LIMIT = "120s"
+LIMIT = "180s"
 ENV = [{"name": "DRUMLINE_DEVICE", "value": "cpu"}, {"name": "OMP_NUM_THREADS", "value": "1"}]
 
 
@@ -75,7 +75,7 @@ class Replica:
     def curl(self, path: str, payload: dict[str, Any]) -> str:
         """Call it from inside the pod, as a person would who looks for a mistake."""
         body = ["--data", json.dumps(payload)]
-        return self.execute("curl", "-sSN", "--fail-with-body", "--max-time", "60", *body, f"localhost:8080{path}")
+        return self.execute("curl", "-sSN", "--fail-with-body", "--max-time", "120", *body, f"localhost:8080{path}")
 
 
 def events(stream: str) -> list[str]:
@@ -146,7 +146,7 @@ def test_a_request_is_finished_before_the_pod_ends(
         "curl",
         "-sSN",
         "--max-time",
-        "60",
+        "180",
         "--data",
         payload,
         f"{replica.address}:8080/stream",
@@ -163,7 +163,7 @@ def test_a_request_is_finished_before_the_pod_ends(
         rest = call.stdout.read()
     said = events(first + rest)
     assert said == ["update"] * 40 + ["result"]
-    replica("wait", "--for=delete", f"pod/{replica.name}", "--timeout=60s")
+    replica("wait", "--for=delete", f"pod/{replica.name}", "--timeout=180s")
 
 
 #: Leaves a process behind whose parent ends first, and says whether it is still there, dead or alive, after a while.
@@ -177,7 +177,7 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 orphan = f"/proc/{os.read(reader, 10).decode()}"
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 60
 while os.path.exists(orphan) and time.monotonic() < deadline:  # nothing tells when a process is reaped by another one
     time.sleep(0.01)
 print(os.path.exists(orphan))
