@@ -73,7 +73,7 @@ strategies: setup ## Every example against its one-process result, and the demo
 # and CLUSTER=current take another cluster than the one made of namespaces on this machine (e2e/README.md).
 scenarios: setup ## Real pods on a real Kubernetes, which is started for it unless it runs
 	$(BIN)/python -m e2e.cluster prepare
-	$(BIN)/python -m pytest -q --durations=3 --session-timeout=3000 $(ARGS) e2e/scenarios
+	$(BIN)/python -m pytest -q --durations=3 --session-timeout=5400 $(ARGS) e2e/scenarios
 
 cluster-up: setup ## Start a real Kubernetes on this machine: two nodes with 8 fake GPUs each
 	$(BIN)/python -m e2e.cluster up $(ARGS)

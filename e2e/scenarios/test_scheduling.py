@@ -10,17 +10,23 @@ import pytest
 from e2e.harness import apps
 from e2e.harness.apps import App
 from e2e.harness.client import Client
-from e2e.harness.kube import Kube, has
+from e2e.harness.kube import Kube, Object, has
 from e2e.probe import GPU, application
 
 #: GPUs in a cluster without GPUs: ranks run on the CPU.
 ON_CPU = {"DRUMLINE_DEVICE": "cpu"}
+OURS = "drumline.dev/e2e-node=true"
 Manifest = dict[str, Any]
 
 
 def gpus_of_nodes(kube: Kube) -> list[int]:
-    nodes = kube.list("node", "drumline.dev/e2e-node=true")
-    return [int(node["status"]["allocatable"][GPU]) for node in nodes]
+    """Those of our nodes; one whose kubelet has just begun anew has none until its plugin is there again."""
+
+    def of(node: Object) -> int:
+        return int(node["status"]["allocatable"].get(GPU, 0))
+
+    nodes = kube.until_all("node", lambda nodes: all(map(of, nodes.values())), "they have GPUs", selector=OURS)
+    return [of(node) for node in nodes.values()]
 
 
 def gpu_app(name: str, **spec: Any) -> Manifest:

@@ -15,7 +15,7 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.kind import KindCluster
 from e2e.cluster.layout import CHECKOUT, Layout, Shape
 from e2e.cluster.local import LocalCluster
-from e2e.cluster.nodes import gpus_of, is_usable
+from e2e.cluster.nodes import gpus_of, is_usable, state
 from e2e.cluster.store import Store
 
 
@@ -142,15 +142,22 @@ def test_errors_are_short() -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-def node(*, ready: str = "True", **spec: object) -> dict[str, object]:
-    status = {"conditions": [{"type": "Ready", "status": ready}], "allocatable": {"nvidia.com/gpu": "8"}}
+def node(*, ready: str = "True", reason: str = "KubeletReady", **spec: object) -> dict[str, object]:
+    condition = {"type": "Ready", "status": ready, "reason": reason, "message": "it is silent"}
+    status = {"conditions": [condition], "allocatable": {"nvidia.com/gpu": "8"}}
     return {"spec": spec, "status": status}
 
 
 def test_a_usable_node_is_ready_and_has_no_taints() -> None:
     assert is_usable(node())
     assert not is_usable(node(ready="Unknown"))
-    assert not is_usable(node(taints=[{"key": "node.kubernetes.io/not-ready"}]))
+    taint = {"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}
+    assert not is_usable(node(taints=[taint]))
+    assert [state(node()), state(node(taints=[taint]))] == [
+        "Ready",
+        "Ready, tainted node.kubernetes.io/not-ready:NoExecute",
+    ]
+    assert state(node(ready="Unknown", reason="NodeStatusUnknown")) == "NotReady (NodeStatusUnknown: it is silent)"
     assert gpus_of(node()) == 8
     assert gpus_of({"status": {}}) == 0
 
