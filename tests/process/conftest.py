@@ -57,22 +57,24 @@ class Snapshot:
             re.sub(r"\d+", "", key) if key.startswith("fd:") else key.partition(":")[0] for key in self.things
         )
 
-    def new_since(self, before: Snapshot) -> list[str]:
-        """Describe what is here and was not there ``before``."""
+    def new_since(self, before: Snapshot, *, of_module: bool = False) -> list[str]:
+        """Describe what is here and was not there ``before``; a channel's pool is not looked at until its module ends."""
         new = {key: words for key, words in self.things.items() if key not in before.things}
         if any(key.startswith("shm:") for key in new):
             foreign = _shm_of_others()
             new = {key: words for key, words in new.items() if key.removeprefix("shm:") not in foreign}
         if context.runners:  # result memory is pooled, and belongs to a group that still runs, like its loop's executor
             new = {k: words for k, words in new.items() if "/memfd:results" not in k and not k.startswith("executor:")}
+        if context.runners or not of_module:
+            new = {k: words for k, words in new.items() if "/memfd:payload" not in k}
         return sorted(words + _listening(key) for key, words in new.items())
 
 
-def leftovers(before: Snapshot) -> list[str]:
+def leftovers(before: Snapshot, *, of_module: bool = False) -> list[str]:
     """What was left behind since ``before``, after everything that ends by itself had its time."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
-        left = Snapshot().new_since(before)
+        left = Snapshot().new_since(before, of_module=of_module)
         if not left or time.monotonic() > deadline:
             return left
         gc.collect()
@@ -97,7 +99,7 @@ def nothing_left_by_module(private_temp: Path) -> Iterator[None]:
     """Fail the last test of a module when a fixture of the module leaked."""
     before = Snapshot()
     yield
-    left = leftovers(before)
+    left = leftovers(before, of_module=True)
     assert not left, f"left behind by this module: {left}"
 
 
@@ -123,6 +125,7 @@ def nothing_more_left(nothing_left_by_module: None) -> Iterator[None]:
         after = Snapshot()
         more = after.counts() - before.counts()
         del more["executor"]
+        del more["fd::/memfd:payload (deleted)"]
         if context.runners:
             del more["fd::/memfd:results (deleted)"]
         if not more or time.monotonic() > deadline:

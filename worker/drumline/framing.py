@@ -22,11 +22,16 @@ LARGEST_FRAME = 64 << 20
 
 
 class NewSegment(msgspec.Struct, array_like=True, frozen=True):
-    """A segment whose descriptor comes with this frame. ``transient``: the sender never writes to it again."""
+    """A segment whose descriptor comes with this frame.
+
+    ``private``: it is mapped for this frame only, and what the receiver writes stays its own. ``word``: the receiver's word
+    in the header.
+    """
 
     id: int
     size: int
-    transient: bool = False
+    private: bool = False
+    word: int = 0
 
 
 class Place(msgspec.Struct, array_like=True, frozen=True):

@@ -16,6 +16,7 @@ every platform that is supported, so a reader sees the old or the new value, nev
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import tempfile
@@ -28,14 +29,19 @@ _RANKS = 2 * _WORDS_PER_LINE
 
 
 def create_file(name: str, size: int) -> int:
-    """Return a descriptor of an anonymous file of ``size`` bytes, which vanishes with its last descriptor or mapping."""
+    """Return a descriptor of an anonymous file of ``size`` bytes, which vanishes with its last descriptor or mapping.
+
+    On Linux its size is final: nobody who is given it can end those who have it mapped by making it shorter.
+    """
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
         descriptor, path = tempfile.mkstemp(prefix=f"drumline-{name}-")
         os.unlink(path)
     try:
         os.ftruncate(descriptor, size)
+        if hasattr(fcntl, "F_ADD_SEALS"):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except OSError:
         os.close(descriptor)
         raise

@@ -116,6 +116,7 @@ class RankLoop:
     def _call(self, call: protocol.Call, buffers: list[Any]) -> None:
         sequence, worker = call.sequence, self._worker
         before = self._collectives()
+        payload = None
         self._gate.begin(sequence)
         self._updates.begin(sequence, streaming=call.streaming, pixels=call.images == "pixels")
         worker.request = RequestContext(call.request_id, call.deadline or None, call.headers, call.streaming)
@@ -143,6 +144,9 @@ class RankLoop:
             os._exit(0)
         self._gate.end(failed=failed)
         worker.request = _IDLE
+        # Before the answer: its memory is free for the next payload.
+        payload = None
+        buffers.clear()
         if failed:
             self._updates.abandon()
         _flush()

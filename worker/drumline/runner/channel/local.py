@@ -18,7 +18,7 @@ from typing_extensions import Buffer
 
 from drumline import descriptors, framing
 from drumline.runner.channel.port import OnClosed, OnMessage, RankEnd
-from drumline.segments import SegmentReader, place_transient
+from drumline.segments import PayloadPool, SegmentReader
 
 log = logging.getLogger("drumline.runner.channel")
 
@@ -55,6 +55,7 @@ class LocalChannel:
     def __init__(self, world_size: int) -> None:
         self._peers = [_Peer(rank) for rank in range(world_size)]
         self._chunk = bytearray(_CHUNK)
+        self._payloads = PayloadPool()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_message: OnMessage
         self._on_closed: OnClosed
@@ -146,21 +147,18 @@ class LocalChannel:
 
     def send(self, ranks: Sequence[int], message: bytes, buffers: Sequence[Buffer] = ()) -> None:
         """See the port."""
-        header, descriptor = b"", None
-        if buffers or len(message) > framing.INLINE_MESSAGE:
-            inline = len(message) <= framing.INLINE_MESSAGE
-            placement, descriptor = place_transient(buffers if inline else [message, *buffers])
-            if not inline:
-                placement = framing.Placement(placement.places, placement.new, [], True)
-                message = b""
-            header = framing.encode_placement(placement)
-        frame = framing.PREFIX.pack(len(header) + len(message), len(header)) + header + message
-        try:
+        if not buffers and len(message) <= framing.INLINE_MESSAGE:
+            frame = framing.PREFIX.pack(len(message), 0) + message
             for rank in ranks:
-                self._send(self._peers[rank], frame, descriptor)
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
+                self._send(self._peers[rank], frame, None)
+            return
+        inline = len(message) <= framing.INLINE_MESSAGE
+        placements, descriptor = self._payloads.place(buffers if inline else [message, *buffers], len(ranks))
+        body = message if inline else b""
+        for rank, placement in zip(ranks, placements, strict=True):
+            header = framing.encode_placement(framing.Placement(placement.places, placement.new, [], not inline))
+            frame = framing.PREFIX.pack(len(header) + len(body), len(header)) + header + body
+            self._send(self._peers[rank], frame, descriptor)
 
     def _send(self, peer: _Peer, frame: bytes, descriptor: int | None) -> None:
         if peer.closed:
@@ -228,3 +226,4 @@ class LocalChannel:
         """See the port."""
         for peer in self._peers:
             self._close_peer(peer)
+        self._payloads.close()
