@@ -154,7 +154,9 @@ async def execute(
         if made and _begins_a_stage(action) and load.others_wait():
             if untold:
                 await _tell(cluster, raw, Event("Normal", CREATED, f"{', '.join(untold)} made"))
-            return 0.0
+            # A run that would only learn when the status may tell of progress is not worth its time.
+            progress = isinstance(action, SetStatus) and tells_progress(raw, action.status)
+            return min([*again, load.until_told() if progress else 0.0])
         match action:
             case Apply(manifest, reason):
                 log.info("%s: %s", raw["metadata"]["name"], reason)

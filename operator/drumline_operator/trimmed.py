@@ -149,8 +149,8 @@ _SHAPES: Final[dict[str, Any]] = {
 }
 _DECODERS: Final = {kind: msgspec.json.Decoder(shape) for kind, shape in _SHAPES.items()}
 _VERSIONS: Final = {"DistributedApp": API_VERSION, "MachineType": API_VERSION, **API_VERSIONS}
-#: A copy of the whole object, by kubectl.
-_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+#: A copy of the whole object, by kubectl; and the number that a Deployment's controller gives to what it has just seen.
+_LEFT_OUT: Final = ("kubectl.kubernetes.io/last-applied-configuration", "deployment.kubernetes.io/revision")
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -188,7 +188,8 @@ def keep(kind: str, text: bytes | Raw) -> Kept:
         _leave_troubles(found)
     labels = getattr(meta, "labels", None) or {}
     if annotations := getattr(meta, "annotations", None):
-        annotations.pop(_LAST_APPLIED, None)
+        for each in _LEFT_OUT:
+            annotations.pop(each, None)
     return Kept(
         name=meta.name,
         namespace=meta.namespace if meta.namespace is not UNSET else "",

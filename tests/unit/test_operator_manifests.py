@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -360,3 +361,30 @@ def test_the_cause_is_named_before_what_follows() -> None:
 def test_a_manifest_does_not_differ_from_itself(sample: str) -> None:
     built = deployment.build(SAMPLES[sample])
     assert first_difference(built, json.loads(json.dumps(built))) is None
+
+
+def _leaves(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each map or list with each of its keys whose value is neither."""
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(each, dict | list):
+            yield from _leaves(each)
+        else:
+            yield value, key
+
+
+@pytest.mark.parametrize("sample", sorted(SAMPLES))
+def test_what_was_alike_once_is_compared_again_when_any_of_it_changes(sample: str) -> None:
+    built = deployment.build(SAMPLES[sample])
+    live = json.loads(json.dumps({**built, "status": {"replicas": 1}}))
+    assert first_difference(built, live) is None
+    for part in ("metadata", "spec"):
+        for place, key in _leaves(live[part]):
+            before = place[key]
+            place[key] = "another"
+            assert first_difference(built, live), (key, before)
+            place[key] = before
+            assert first_difference(built, live) is None
+    wanted = {**built, "spec": {**built["spec"], "replicas": 7}}
+    assert first_difference(wanted, live) == f"spec.replicas: {built['spec']['replicas']} -> 7"
+    live["metadata"]["resourceVersion"], live["status"] = "7", {}
+    assert first_difference(built, live) is None

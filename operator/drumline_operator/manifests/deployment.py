@@ -26,8 +26,11 @@ def build(context: Context, live: Mapping[str, Any] | None = None) -> dict[str, 
     """
     inputs = context.inputs
     kept = _kept(live, inputs)
-    template, rendered_by = kept or (pod.build(context), context.settings.version)
-    return _around(context, template, inputs, rendered_by)
+    if kept is not None:
+        return _around(context, inputs, *kept)
+    template = pod.build(context)
+    text = json.dumps(template, sort_keys=True, separators=(",", ":"))
+    return _around(context, inputs, template, text, context.settings.version)
 
 
 def with_the_same_pods(context: Context, live: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -38,12 +41,12 @@ def with_the_same_pods(context: Context, live: Mapping[str, Any]) -> dict[str, A
     """
     inputs = str(((live.get("metadata") or {}).get("annotations") or {}).get(INPUTS, "")).partition(".")[0]
     kept = _kept(live, inputs)
-    return None if kept is None else _around(context, kept[0], inputs, kept[1])
+    return None if kept is None else _around(context, inputs, *kept)
 
 
-def _around(context: Context, template: dict[str, Any], inputs: str, rendered_by: str) -> dict[str, Any]:
+def _around(context: Context, inputs: str, template: dict[str, Any], text: str, rendered_by: str) -> dict[str, Any]:
+    """``text``: ``template`` as it is kept beside it."""
     spec = context.app.spec
-    text = json.dumps(template, sort_keys=True, separators=(",", ":"))
     annotations = {INPUTS: f"{inputs}.{_digest(text)}", RENDERED_BY: rendered_by, TEMPLATE: text}
     body = {
         "replicas": 0 if spec.suspend else spec.replicas,
@@ -75,14 +78,14 @@ def strategy(spec: DistributedAppSpec) -> dict[str, Any]:
     return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": missing}}
 
 
-def _kept(live: Mapping[str, Any] | None, inputs: str) -> tuple[dict[str, Any], str] | None:
-    """The template that the live Deployment was made from, when it was made from the same and is unharmed."""
+def _kept(live: Mapping[str, Any] | None, inputs: str) -> tuple[dict[str, Any], str, str] | None:
+    """The template (also as text) that the live Deployment was made from, when it was made from the same and is unharmed."""
     annotations = ((live or {}).get("metadata") or {}).get("annotations") or {}
     text = annotations.get(TEMPLATE, "")
     if annotations.get(INPUTS) != f"{inputs}.{_digest(text)}":
         return None
     template: dict[str, Any] = json.loads(text)
-    return template, annotations.get(RENDERED_BY, "")
+    return template, text, annotations.get(RENDERED_BY, "")
 
 
 def _digest(text: str) -> str:
