@@ -125,12 +125,14 @@ class CachedCluster:
             owner = meta["ownerReferences"][0]
             await self._confirm(owner["kind"], namespace, owner["name"], owner["uid"])
             try:
-                self._store.written(kind, await self._kube.make(manifest))
+                with self._store.writing(kind, namespace, name):
+                    self._store.written(kind, await self._kube.make(manifest))
             except (Conflict, Refused):
                 await self._not_taken(kind, namespace, name, owner["uid"])
             else:
                 return
-        self._store.written(kind, await self._kube.apply(manifest))
+        with self._store.writing(kind, namespace, name):
+            self._store.written(kind, await self._kube.apply(manifest))
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str, *, orphan: bool = False) -> None:
         """Delete an object if it has this uid; one that is gone already is no error. ``orphan``: what it owns stays."""
@@ -143,12 +145,13 @@ class CachedCluster:
 
     async def set_status(self, raw: Raw, status: Raw) -> None:
         """Write the status of ``raw``, if nobody has changed it since."""
+        kind, namespace, name = raw["kind"], raw["metadata"].get("namespace") or "", raw["metadata"]["name"]
         try:
-            answer = await self._kube.set_status(raw, status)
+            with self._store.writing(kind, namespace, name):
+                self._store.written(kind, await self._kube.set_status(raw, status))
         except Conflict:
-            await self._refresh(raw["kind"], raw["metadata"].get("namespace") or "", raw["metadata"]["name"])
+            await self._refresh(kind, namespace, name)
             raise
-        self._store.written(raw["kind"], answer)
 
     async def event(self, raw: Raw, type: str, reason: str, message: str) -> None:
         """Have an event attached to ``raw``, after everything else."""

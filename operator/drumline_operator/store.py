@@ -7,7 +7,8 @@ write gave back. A run that follows a write therefore sees that write, however l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from msgspec import Raw
@@ -34,6 +35,14 @@ class Change:
         return found
 
 
+@dataclass
+class _Writing:
+    """An object that is being written: what its watch has shown meanwhile, and the version that the answer has."""
+
+    shown: list[Change] = field(default_factory=list)
+    answer: int = 0
+
+
 class Store:
     """Objects by kind, namespace and name. ``on_change`` is told of what watches, not own writes, have changed."""
 
@@ -43,6 +52,7 @@ class Store:
         self._by_app: dict[tuple[str, str, str], set[str]] = {}
         self._buried: dict[str, set[str]] = {}
         self._states: dict[str, int] = {}
+        self._writing: dict[tuple[str, str, str], _Writing] = {}
 
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         """Return an object, or None when there is none."""
@@ -81,7 +91,7 @@ class Store:
         old = self.peek(kind, last.namespace, last.name)
         if old is not None and old.version <= last.version:
             self._drop(kind, old)
-            self.on_change(Change(kind, old, None))
+            self._tell(Change(kind, old, None))
 
     def replace(self, kind: str, namespace: str | None, found: Iterable[Kept], version: int) -> None:
         """A list has shown all objects of a kind, in one namespace or (None) in all.
@@ -100,11 +110,27 @@ class Store:
         for place, old in list(self._objects.get(kind, {}).items()):
             if place not in present and namespace in {None, old.namespace} and old.version <= version:
                 self._drop(kind, old)
-                self.on_change(Change(kind, old, None))
+                self._tell(Change(kind, old, None))
 
     def written(self, kind: str, text: bytes) -> None:
         """The API server has answered a write of our own with this object."""
-        self._put(kind, keep(kind, text), told=False)
+        kept = keep(kind, text)
+        if (writing := self._writing.get((kind, kept.namespace, kept.name))) is not None:
+            writing.answer = kept.version
+        self._put(kind, kept, told=False)
+
+    @contextmanager
+    def writing(self, kind: str, namespace: str, name: str) -> Iterator[None]:
+        """Put off what a watch tells of an object while it is written; of our own write nothing is told, if it comes first."""
+        place = kind, namespace, name
+        writing = self._writing[place] = _Writing()
+        try:
+            yield
+        finally:
+            del self._writing[place]
+            for change in writing.shown:
+                if change.new is None or change.new.version != writing.answer:
+                    self.on_change(change)
 
     def deleted(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """The API server has removed an object at our wish; events about it that are on their way are ignored."""
@@ -132,7 +158,14 @@ class Store:
         if kept.app:
             self._by_app.setdefault((kind, kept.namespace, kept.app), set()).add(kept.name)
         if told and (old is None or old.data != kept.data or kind in _BY_VERSION):
-            self.on_change(Change(kind, old, kept))
+            self._tell(Change(kind, old, kept))
+
+    def _tell(self, change: Change) -> None:
+        writing = self._writing.get((change.kind, change.any.namespace, change.any.name))
+        if writing is None:
+            self.on_change(change)
+        else:
+            writing.shown.append(change)
 
     def _drop(self, kind: str, old: Kept) -> None:
         self._states[kind] = self.state(kind) + 1

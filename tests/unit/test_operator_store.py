@@ -123,3 +123,38 @@ def test_kubectls_copy_is_not_kept() -> None:
     meta = {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "1", "annotations": notes}
     kept = keep("DistributedApp", json.dumps({"metadata": meta, "spec": {"image": "x"}}).encode())
     assert json.loads(kept.data)["metadata"]["annotations"] == {"mine": "y"}
+
+
+def test_a_watch_that_is_quicker_than_the_answer_wakes_nobody(store: Store, told: list[Change]) -> None:
+    with store.writing("Service", "n", "a"):
+        store.seen("Service", service(version=5, port=5))
+        assert versions(store) == {"a": 5}, "whoever looks sees it at once"
+        store.seen("Service", service("b", version=6, uid="v"))
+        store.written("Service", service(version=5, port=5))
+    assert [change.any.name for change in told] == ["b"]
+    store.seen("Service", service(version=7, port=7))
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("others", [(4,), (6,), (4, 5), (5, 6)])
+def test_what_others_write_meanwhile_is_told_when_the_answer_is_there(
+    store: Store, told: list[Change], others: tuple[int, ...]
+) -> None:
+    store.written("Service", service(version=1, port=1))
+    with store.writing("Service", "n", "a"):
+        for version in others:
+            store.seen("Service", service(version=version, port=version))
+        store.written("Service", service(version=5, port=5))
+        assert told == []
+    assert [change.new.version for change in told if change.new] == [each for each in others if each != 5]
+
+
+def test_a_write_without_an_answer_hides_nothing(store: Store, told: list[Change]) -> None:
+    with store.writing("Service", "n", "a"):
+        store.seen("Service", service(version=5))
+    assert len(told) == 1
+    store.written("Service", service(version=6))
+    with store.writing("Service", "n", "a"):
+        store.gone("Service", service(version=7))
+        store.written("Service", service(version=8, uid="v"))
+    assert [change.new for change in told[1:]] == [None]
