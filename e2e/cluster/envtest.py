@@ -16,7 +16,7 @@ from typing import Self
 
 from . import pins
 from .api import Api
-from .components import api_server_flags, etcd_flags
+from .components import GO_SETTINGS, api_server_flags, etcd_flags
 from .errors import ClusterError
 from .pki import ADMINISTRATORS, Authority, write_private
 from .store import Store
@@ -163,7 +163,12 @@ class EnvTest:
     def _run(self, name: str) -> None:
         with self.log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                self._commands[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._directory
+                self._commands[name],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                env=os.environ | GO_SETTINGS,
             )
 
     def kill(self, component: str) -> None:

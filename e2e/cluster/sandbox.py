@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from .components import GO_SETTINGS
 from .errors import ClusterError
 from .layout import Layout, Node
 from .process import Process, command
@@ -113,7 +114,7 @@ class NodeSandbox(Sandbox):
     @property
     def environment(self) -> dict[str, str]:
         """The environment of everything in the node; nothing of the caller's gets in."""
-        return {"PATH": f"{self.store.search_path()}:{SYSTEM_PATH}", "HOME": "/root"}
+        return {"PATH": f"{self.store.search_path()}:{SYSTEM_PATH}", "HOME": "/root", **GO_SETTINGS}
 
     def command(self, *arguments: str | Path) -> str:
         """Run a command in the node."""
