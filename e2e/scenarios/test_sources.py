@@ -30,7 +30,11 @@ class Repository:
         daemon = "git daemon --reuseaddr --export-all --informative-errors --base-path=/tmp/served --port=9418"
         begin = f"git init --quiet --initial-branch=main {SERVED} && exec {daemon}"
         item = pod("git", image, ["sh", "-c", begin])
-        item["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 9418}, "periodSeconds": 1}
+        item["spec"]["containers"][0]["readinessProbe"] = {
+            "tcpSocket": {"port": 9418},
+            "periodSeconds": 1,
+            "timeoutSeconds": 30,
+        }
         ports = {"selector": {"client": "git"}, "ports": [{"port": 9418}]}
         kube.apply(item, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "git"}, "spec": ports})
         kube.until("pod", "git", has("Ready", "True"), "the git server is ready")
