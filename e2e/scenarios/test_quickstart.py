@@ -48,7 +48,7 @@ class Guide:
     def run(self, line: str) -> str:
         """Run a shell command; what it prints."""
         done = subprocess.run(
-            line, shell=True, cwd=self.folder, env=self._env, text=True, capture_output=True, check=False, timeout=300
+            line, shell=True, cwd=self.folder, env=self._env, text=True, capture_output=True, check=False, timeout=540
         )
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
         return done.stdout
