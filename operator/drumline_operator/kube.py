@@ -106,8 +106,10 @@ class KubeCluster:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._runners.close()
-        await self._api.close()
+        try:
+            await self._runners.close()
+        finally:  # cancelled, too
+            await self._api.close()
 
     async def get(self, kind: str, namespace: str | None, name: str) -> Raw | None:
         """Return an object, or None when there is none."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import signal
+import socket
+import warnings
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from e2e.cluster.envtest import EnvTest
 from fault_proxy import Act, Call, Cut, Delay, Drop, Fault, FaultProxy, Refuse, Storm
 from kubelets import Kubelets
 from tests.handlers.harness import Operator, Start, until
+from yarl import URL
 
 from drumline_operator.actions import RequeueAfter
 from drumline_operator.cluster import ClusterError
@@ -75,6 +80,26 @@ async def check(cluster: KubeCluster, namespace: str, *names: str) -> None:
                 assert [owner["uid"] for owner in child["metadata"]["ownerReferences"]] == [raw["metadata"]["uid"]]
     found = [(kind, each["metadata"]["name"]) for kind in KINDS for each in await cluster.list(kind, namespace)]
     assert sorted(found) == sorted(expected)
+
+
+# --- the proxy itself
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_proxy_that_closes_while_somebody_connects_leaves_no_socket_open(
+    turns: int, server: EnvTest, tmp_path: Path
+) -> None:
+    """After so many turns of the event loop the connection waits, or is being accepted, or is the server's."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        async with FaultProxy(server.kubeconfig, tmp_path) as proxy:
+            url = URL(yaml.safe_load(proxy.kubeconfig.read_text())["clusters"][0]["cluster"]["server"])
+            connection = socket.create_connection((url.host, url.port))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        connection.close()
+        gc.collect()
+    assert [str(each.message) for each in seen] == []
 
 
 # --- one fault at each call in turn

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -139,9 +140,9 @@ class FaultProxy:
         server = web.Server(self._handle, handler_cancellation=True, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        port = self._runner.addresses[0][1]
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        await web.SockSite(self._runner, self._listener).start()
+        port = self._listener.getsockname()[1]
         self.kubeconfig.write_text(yaml.safe_dump(_kubeconfig(f"http://127.0.0.1:{port}")))
         return self
 
@@ -151,8 +152,15 @@ class FaultProxy:
         for late in self._under_way:
             late.cancel()
         await self.quiet()
-        await self._runner.cleanup()
-        await self._session.close()
+        # An operator that lives connects again and again. Nobody closes what is being accepted when a server closes
+        # (asyncio, Python 3.11 and 3.12), so it stops to listen first; these turns give what it has accepted to the server.
+        asyncio.get_running_loop().remove_reader(self._listener)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        try:
+            await self._runner.cleanup()
+        finally:
+            await self._session.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
