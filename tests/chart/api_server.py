@@ -66,7 +66,7 @@ class Server:
     def until(self, granted: list[Object], denied: list[Object]) -> None:
         """Wait for the authorizer, which hears of a role a little later than who made it."""
         wanted = [True] * len(granted) + [False] * len(denied)
-        wait_for("what the roles say", lambda: self.allowed(granted + denied) == wanted, limit=30)
+        wait_for("what the roles say", lambda: self.allowed(granted + denied) == wanted, limit=60)
 
     def requests(self) -> list[Object]:
         """The operator's, since the last call."""

@@ -24,7 +24,7 @@ from drumline_operator.settings import OperatorSettings
 from .api_server import ACCOUNT, APPS, Right, Server, asked, namespace, node, rights
 from .conftest import NAME, NAMESPACE, Helm, Object, container, one, ordinary, pod
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def operator(server: Server, items: list[Object], log: Path) -> Iterator[None]:
         finally:
             process.terminate()
             try:
-                assert process.wait(20) == 0, log.read_text()
+                assert process.wait(60) == 0, log.read_text()
             finally:
                 process.kill()
 
@@ -137,7 +137,7 @@ def crashing(name: str, owner: str) -> tuple[Object, Object]:
 
 
 def wait(server: Server, condition: str, *what: str) -> None:
-    server.kubectl("wait", f"--for={condition}", f"--namespace={APPS}", "--timeout=60s", *what)
+    server.kubectl("wait", f"--for={condition}", f"--namespace={APPS}", "--timeout=90s", *what)
 
 
 def exercise(server: Server) -> None:
@@ -190,7 +190,7 @@ def exercise(server: Server) -> None:
     before = [uid_of(server, each) for each in theirs]
     server.apply([machine("absent")])
     for each, old in zip(theirs, before, strict=True):
-        wait_for(f"another {each['kind']}", lambda each=each, old=old: uid_of(server, each) not in {"", old}, limit=60)
+        wait_for(f"another {each['kind']}", lambda each=each, old=old: uid_of(server, each) not in {"", old}, limit=90)
     # Names that others have: the operator looks whose they are.
     for each in others():
         name = each["metadata"]["name"]

@@ -34,6 +34,6 @@ def api_server(kubectl: Path) -> Iterator[EnvTest]:
     """etcd and a real API server with our CustomResourceDefinitions, for all tests of a session; no controllers."""
     with EnvTest() as server:
         command(kubectl, "apply", "-f", CRDS, env=server.environment())
-        wait = ("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        wait = ("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
         command(kubectl, *wait, env=server.environment())
         yield server

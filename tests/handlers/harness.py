@@ -14,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from drumline_operator.kube import KubeCluster
 
 RUNS = "drumline_operator_reconcile_total"
+#: Seconds until a wait gives up; a machine with ten times as much to do as it has cores needs half of them.
+PATIENCE = 60.0
 
 
 class Operator:
@@ -38,7 +40,7 @@ class Operator:
 
     async def says(self, words: str, start: int = 0) -> dict[str, Any]:
         """Return the first line of its log, from ``start`` on, that has ``words``; waits for it."""
-        async with asyncio.timeout(30), self._news:
+        async with asyncio.timeout(PATIENCE), self._news:
             while True:
                 for line in self.lines[start:]:
                     if words in line["message"]:
@@ -61,7 +63,7 @@ class Operator:
     async def runs(self, count: int) -> None:
         """Return after so many more runs."""
         goal = await self.metric(RUNS) + count
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while await self.metric(RUNS) < goal:  # noqa: ASYNC110 - a counter tells nobody
                 await asyncio.sleep(0.05)
 
@@ -74,7 +76,7 @@ class Operator:
         """End it; return its exit status."""
         if self.process.returncode is None:
             self.process.send_signal(number)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             status = await self.process.wait()
             await self._reader
         return status
@@ -89,7 +91,7 @@ async def until(
     namespace: str | None,
     name: str,
     holds: Callable[[Any], object],
-    seconds: float = 30,
+    seconds: float = PATIENCE,
 ) -> Any:
     """Return an object (None: there is none) for which ``holds``; watches until it does."""
     async with asyncio.timeout(seconds):

@@ -23,9 +23,9 @@ from drumline.cli.cluster_app import Wanted
 from drumline.cli.in_pod import app_url, inside
 from drumline.errors import ConfigurationError, ConnectionFailed, NotReady
 
-pytestmark = [pytest.mark.timeout(90), pytest.mark.linux]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.linux]
 CRDS = Path(__file__).parents[2] / "crds"
-KUBECTL_TIMEOUT = 30
+KUBECTL_TIMEOUT = 90
 Run = Callable[..., Result]
 Kubectl = Callable[..., str]
 
@@ -76,7 +76,7 @@ def run(environment: dict[str, str]) -> Run:
 def apps(kubectl: Kubectl) -> None:
     """Two apps without a status in namespace art, one in default that says why it is not ready."""
     kubectl("apply", "--server-side", "--force-conflicts", f"--filename={CRDS}")
-    kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=20s")
+    kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
     kubectl("create", "namespace", "art")
     for namespace, name in (("art", "sdxl"), ("art", "flux"), ("default", "chess")):
         meta = {"name": name, "namespace": namespace}

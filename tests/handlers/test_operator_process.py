@@ -114,7 +114,8 @@ async def test_a_name_that_is_taken(start: Start, cluster: KubeCluster, namespac
 
 
 async def test_a_leader_that_is_killed_is_followed(start: Start, cluster: KubeCluster, namespace: str) -> None:
-    times = {"LEASE_DURATION": 3, "RENEW_DEADLINE": 2, "RETRY_PERIOD": 0.5}
+    # A busy machine must not keep the first from its renewal, or it would not be killed as a leader.
+    times = {"LEASE_DURATION": 8, "RENEW_DEADLINE": 7, "RETRY_PERIOD": 0.5}
     common = {"WATCH_NAMESPACES": namespace, "NAMESPACE": namespace, "LEADER_ELECTION": True, **times}
     one = await start(**common, IDENTITY="one")
     await one.says("one leads")
@@ -128,13 +129,11 @@ async def test_a_leader_that_is_killed_is_followed(start: Start, cluster: KubeCl
     await cluster.apply(app(namespace, "second"))
     await made(cluster, namespace, "second")
     assert await two.metric("drumline_operator_leader") == 1
-    three = await start(**common, IDENTITY="three")
+    # It would wait for an hour, unless the Lease is given back.
+    three = await start(**{**common, "LEASE_DURATION": 3600}, IDENTITY="three")
     await three.says("all is seen")
-    began = asyncio.get_running_loop().time()
     assert await two.stop() == 0
     await three.says("three leads")
-    # The Lease was given back, so nobody waited for its end.
-    assert asyncio.get_running_loop().time() - began < times["LEASE_DURATION"]
     lease = await cluster.get("Lease", namespace, "drumline-operator")
     assert lease is not None
     assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseTransitions"]) == ("three", 2)
