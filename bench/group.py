@@ -8,15 +8,16 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.processes import Served, free_port
 from drumline.distributed import DistributedRunner
 from drumline.testing import bench_workers
 
 RANKS = 2
+Floor = TypeVar("Floor")
 _QUIET = {"DRUMLINE_LOG_LEVEL": "warning", "DRUMLINE_DRAIN_DELAY": "0"}
 
 
@@ -60,6 +61,20 @@ async def serving(worker: str, ranks: int = RANKS, **settings: str) -> AsyncIter
     try:
         await asyncio.to_thread(served.wait_until_up, served.process)
         yield served
+    finally:
+        await stop(served)
+
+
+@asynccontextmanager
+async def beside(
+    floor: AbstractContextManager[Floor], worker: str, ranks: int = RANKS, **settings: str
+) -> AsyncIterator[tuple[Floor, Served]]:
+    """Start a server (see :func:`start_server`) and its floor at once; give both when both are ready."""
+    served = start_server(worker, ranks, **settings)
+    try:
+        with floor as started:
+            await asyncio.to_thread(served.wait_until_up, served.process)
+            yield started, served
     finally:
         await stop(served)
 

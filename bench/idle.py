@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import floors
-from bench.group import RANKS, serving
-from bench.processes import family
+from bench.group import RANKS, beside
+from bench.processes import Served, family
 from bench.program import Program
 from bench.report import Row
 
@@ -77,21 +78,26 @@ async def watch(pid: int, seconds: float) -> Rates:
     return Rates(woken.total() / seconds, gloo / seconds, sum(cpu.values()) * percent, gloo_cpu * percent, names)
 
 
+@contextmanager
+def _floors() -> Iterator[tuple[Served, int]]:
+    with floors.BareFastAPI() as bare, floors.Gloo(RANKS) as gloo_pid:
+        yield bare, gloo_pid
+
+
 async def idles(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     """A server that has answered a request, then silence; beside a bare FastAPI server and a bare gloo group."""
     wakeups = Row("idle-wakeups", "wake-ups a second of all our threads", 0, "/s")
     cpu = Row("idle-cpu", "CPU of all our threads", 0.1, "% of a core")
     gloo = Row("idle-gloo", f"wake-ups of torch's {GLOO} / those of a bare gloo group", 1.2)
-    with floors.BareFastAPI() as bare, floors.Gloo(RANKS) as gloo_pid:
-        async with serving("Echo") as server:
-            await server.load({"prompt": floors.PROMPT}, requests=10, warmup=0)
-            for _ in range(rounds):
-                pids = (bare.process.pid, gloo_pid, server.process.pid)
-                floor, torch, ours = await asyncio.gather(*(watch(pid, effort.seconds) for pid in pids))
-                wakeups.add(ours.ours, floor_rps=floor.ours)
-                wakeups.note = ours.names or wakeups.note
-                cpu.add(ours.ours_cpu, floor_pct=floor.ours_cpu)
-                gloo.add(ours.gloo / torch.gloo, ours_rps=ours.gloo, floor_rps=torch.gloo, cpu_pct=ours.gloo_cpu)
+    async with beside(_floors(), "Echo") as ((bare, gloo_pid), server):
+        await server.load({"prompt": floors.PROMPT}, requests=10, warmup=0)
+        for _ in range(rounds):
+            pids = (bare.process.pid, gloo_pid, server.process.pid)
+            floor, torch, ours = await asyncio.gather(*(watch(pid, effort.seconds) for pid in pids))
+            wakeups.add(ours.ours, floor_rps=floor.ours)
+            wakeups.note = ours.names or wakeups.note
+            cpu.add(ours.ours_cpu, floor_pct=floor.ours_cpu)
+            gloo.add(ours.gloo / torch.gloo, ours_rps=ours.gloo, floor_rps=torch.gloo, cpu_pct=ours.gloo_cpu)
     for row in (wakeups, cpu, gloo):
         yield row
 

@@ -11,7 +11,7 @@ from functools import partial
 from statistics import median
 
 from bench import floors
-from bench.group import in_turn, running, serving
+from bench.group import beside, in_turn, running, serving
 from bench.program import Program
 from bench.report import Row
 from drumline.distributed import DistributedRunner
@@ -58,8 +58,10 @@ async def invokes(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     remote = Row("invoke-zmq", "the same over the ZeroMQ channel", 2.5)
     async with AsyncExitStack() as stack:
         echo = await stack.enter_async_context(floors.ZmqEcho())
-        local = await stack.enter_async_context(running(bench_workers.Echo))
-        over_zmq = await stack.enter_async_context(running(bench_workers.Echo, worker_addr=ZMQ_ADDRESS))
+        local, over_zmq = await asyncio.gather(
+            stack.enter_async_context(running(bench_workers.Echo)),
+            stack.enter_async_context(running(bench_workers.Echo, worker_addr=ZMQ_ADDRESS)),
+        )
         for warm in (echo.seconds(200), invoke_seconds(local, 200), invoke_seconds(over_zmq, 200)):
             await warm
         for i in range(rounds):
@@ -78,23 +80,22 @@ async def http(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     many = Row("http-rate", "HTTP requests/s, 32 connections / bare FastAPI echo", 0.6, at_least=True)
     tail = Row("http-tail", "32 connections: p99 / p50", 3.0)
     fair = Row("http-fair", "32 connections: served per connection, max / min", 1.1)
-    with floors.BareFastAPI() as bare:
-        async with serving("Echo") as server:
-            for i in range(rounds):
-                floor, ours = await in_turn(
-                    i,
-                    lambda: bare.load(REQUEST, requests=effort.http_calls),
-                    lambda: server.load(REQUEST, requests=effort.http_calls),
-                )
-                us = [median(load.latencies) * 1e6 for load in (ours, floor)]
-                one.add(us[0] / us[1], ours_us=us[0], floor_us=us[1])
-                floor, ours = await in_turn(
-                    i,
-                    lambda: bare.load(REQUEST, connections=CALLERS, seconds=effort.http_seconds),
-                    lambda: server.load(REQUEST, connections=CALLERS, seconds=effort.http_seconds),
-                )
-                many.add(ours.per_second / floor.per_second, ours_rps=ours.per_second, floor_rps=floor.per_second)
-                _add_callers(tail, fair, ours.latencies, ours.served)
+    async with beside(floors.BareFastAPI(), "Echo") as (bare, server):
+        for i in range(rounds):
+            floor, ours = await in_turn(
+                i,
+                lambda: bare.load(REQUEST, requests=effort.http_calls),
+                lambda: server.load(REQUEST, requests=effort.http_calls),
+            )
+            us = [median(load.latencies) * 1e6 for load in (ours, floor)]
+            one.add(us[0] / us[1], ours_us=us[0], floor_us=us[1])
+            floor, ours = await in_turn(
+                i,
+                lambda: bare.load(REQUEST, connections=CALLERS, seconds=effort.http_seconds),
+                lambda: server.load(REQUEST, connections=CALLERS, seconds=effort.http_seconds),
+            )
+            many.add(ours.per_second / floor.per_second, ours_rps=ours.per_second, floor_rps=floor.per_second)
+            _add_callers(tail, fair, ours.latencies, ours.served)
     for row in (one, many, tail, fair):
         yield row
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench import floors
-from bench.group import serving
+from bench.group import beside
 from bench.processes import OpenLoad
 from bench.program import Plot, Program
 from bench.report import Row
@@ -82,15 +82,14 @@ async def overloads(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     """Offered load, as a multiple of what 16 callers in a loop get; refusals beside a bare FastAPI answer at that rate."""
     points = [Point(offered) for offered in effort.loads]
     body = {"seconds": SERVICE_SECONDS}
-    with floors.BareFastAPI() as bare:
-        async with serving("Paced", max_queue_depth=str(QUEUE)) as server:
-            for _ in range(rounds):
-                capacity = (await server.load(body, connections=_CALLERS, seconds=effort.seconds)).per_second
-                for point in points:
-                    rate = point.offered * capacity
-                    load = await server.open_load(body, rate=rate, seconds=effort.seconds)
-                    floor = await bare.open_load({"prompt": floors.PROMPT}, rate=rate, seconds=effort.seconds)
-                    point.add(load, floor, capacity, effort.seconds)
+    async with beside(floors.BareFastAPI(), "Paced", max_queue_depth=str(QUEUE)) as (bare, server):
+        for _ in range(rounds):
+            capacity = (await server.load(body, connections=_CALLERS, seconds=effort.seconds)).per_second
+            for point in points:
+                rate = point.offered * capacity
+                load = await server.open_load(body, rate=rate, seconds=effort.seconds)
+                floor = await bare.open_load({"prompt": floors.PROMPT}, rate=rate, seconds=effort.seconds)
+                point.add(load, floor, capacity, effort.seconds)
     for rows in zip(*(point.rows for point in points), strict=True):
         for row in rows:
             if row.values:

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from bench import floors
-from bench.group import in_turn, running, serving
+from bench.group import beside, in_turn, running
 from bench.processes import Http
 from bench.program import Plot, Program
 from bench.report import Row
@@ -40,7 +40,7 @@ class Effort:
         return max(self.least, min(self.most, self.volume // size))
 
 
-QUICK = Effort(sizes=(64, 64 * _KIB, 4 * _MIB), volume=40 * _MIB, most=50)
+QUICK = Effort(sizes=(64 * _KIB, 4 * _MIB), volume=40 * _MIB, most=50)
 
 Seconds = Callable[[int], Awaitable[list[float]]]
 """Takes a number of calls, returns the seconds of each."""
@@ -101,25 +101,22 @@ def _copies(size: int) -> Seconds:
 async def over_http(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     """JSON texts over HTTP, in and out, beside a bare FastAPI route; images as JPEG, beside one thread's encoder."""
     texts_in, texts_out, images = [], [], []
-    with floors.BareFastAPI() as bare:
-        async with serving("Values", max_body_bytes=str(2 * max(effort.sizes))) as server:
-            for size in effort.sizes:
-                count = effort.calls(size)
-                into = _row("json-in", "JSON in, over HTTP / a bare FastAPI route", size)
-                out = _row("json-out", "JSON out, over HTTP / a bare FastAPI route", size)
-                jpeg = _row("jpeg-out", "image out as JPEG, over HTTP / encoding it in this process", size)
-                picture = bench_workers.value_of("image", size)
-                for i in range(rounds):
-                    await _measure(into, i, count, _posts(bare, {}, "/value", size), _posts(server, {}, "/", size))
-                    body = {"size": size}
-                    await _measure(
-                        out, i, count, _posts(bare, body, "/value"), _posts(server, {"kind": "text", **body})
-                    )
-                    few = min(count, 10) if size < effort.volume else 2
-                    await _measure(jpeg, i, few, _encodings(picture), _posts(server, {"kind": "image", **body}))
-                texts_in.append(into)
-                texts_out.append(out)
-                images.append(jpeg)
+    async with beside(floors.BareFastAPI(), "Values", max_body_bytes=str(2 * max(effort.sizes))) as (bare, server):
+        for size in effort.sizes:
+            count = effort.calls(size)
+            into = _row("json-in", "JSON in, over HTTP / a bare FastAPI route", size)
+            out = _row("json-out", "JSON out, over HTTP / a bare FastAPI route", size)
+            jpeg = _row("jpeg-out", "image out as JPEG, over HTTP / encoding it in this process", size)
+            picture = bench_workers.value_of("image", size)
+            for i in range(rounds):
+                await _measure(into, i, count, _posts(bare, {}, "/value", size), _posts(server, {}, "/", size))
+                body = {"size": size}
+                await _measure(out, i, count, _posts(bare, body, "/value"), _posts(server, {"kind": "text", **body}))
+                few = min(count, 10) if size < effort.volume else 2
+                await _measure(jpeg, i, few, _encodings(picture), _posts(server, {"kind": "image", **body}))
+            texts_in.append(into)
+            texts_out.append(out)
+            images.append(jpeg)
     for row in (*texts_in, *texts_out, *images):
         yield row
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from bench import floors
-from bench.group import serving
+from bench.group import beside
 from bench.processes import Served, family
 from bench.program import Program
 from bench.report import Row
@@ -114,12 +114,11 @@ async def _looks(server: Served, path: str, body: dict[str, object], total: int,
 async def soaks(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     """Requests and then streams from 16 connections, beside a bare FastAPI server that gets a tenth of them."""
     for _ in range(rounds):
-        with floors.BareFastAPI() as bare:
-            async with serving("Streams") as server:
-                for row in await _soak("requests", "/", {"count": 0}, effort.requests, bare, server, effort):
-                    yield row
-                for row in await _soak("streams", "/stream", {"count": EVENTS}, effort.streams, bare, server, effort):
-                    yield row
+        async with beside(floors.BareFastAPI(), "Streams") as (bare, server):
+            for row in await _soak("requests", "/", {"count": 0}, effort.requests, bare, server, effort):
+                yield row
+            for row in await _soak("streams", "/stream", {"count": EVENTS}, effort.streams, bare, server, effort):
+                yield row
 
 
 async def _soak(

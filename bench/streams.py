@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from bench import floors
-from bench.group import in_turn, running, serving
+from bench.group import beside, in_turn, running
 from bench.program import Plot, Program
 from bench.report import Row
 from drumline.testing import bench_workers
@@ -27,7 +27,7 @@ class Effort:
 
 #: Updates of each of many streams.
 EVENTS = 20
-QUICK = Effort(counts=(1, 32, 128), seconds=0.8, burst=2000)
+QUICK = Effort(counts=(1, 128), seconds=0.8, burst=2000)
 
 
 async def in_process(rounds: int, effort: Effort) -> AsyncIterator[Row]:
@@ -49,45 +49,42 @@ async def many(rounds: int, effort: Effort) -> AsyncIterator[Row]:
     burst = Row("event-rate-http", "events/s of one stream over HTTP / bare FastAPI", at_least=True)
     rows = []
     body, long = {"count": EVENTS}, {"count": effort.burst}
-    with floors.BareFastAPI() as bare:
-        async with serving("Streams", max_queue_depth=str(2 * max(effort.counts))) as server:
+    async with beside(floors.BareFastAPI(), "Streams", max_queue_depth=str(2 * max(effort.counts))) as (bare, server):
+        for i in range(rounds):
+            floor, ours = await in_turn(
+                i,
+                lambda: bare.load(long, path="/stream", requests=2, warmup=0),
+                lambda: server.load(long, path="/stream", requests=2, warmup=0),
+            )
+            rates = [effort.burst / load.latencies[1] for load in (ours, floor)]
+            burst.add(rates[0] / rates[1], ours_rps=rates[0], floor_rps=rates[1])
+        for count in effort.counts:
+            quick = count in QUICK.counts
+            rate = Row(f"streams-rate-{count}", "events/s of all streams / bare FastAPI", at_least=True,
+                       curve="rate", x=count, quick=quick)  # fmt: skip
+            first = Row(f"streams-first-{count}", "first event, p50 / its turn, if streams were served in order",
+                        curve="first", x=count, quick=quick)  # fmt: skip
+            fair = Row(f"streams-fair-{count}", "streams served per connection, max / min",
+                       curve="fair", x=count, quick=quick)  # fmt: skip
+            # Long enough that every connection has some streams.
+            many_at_once: dict[str, Any] = {
+                "connections": count,
+                "seconds": max(effort.seconds, count / 128),
+                "path": "/stream",
+            }
             for i in range(rounds):
                 floor, ours = await in_turn(
                     i,
-                    lambda: bare.load(long, path="/stream", requests=2, warmup=0),
-                    lambda: server.load(long, path="/stream", requests=2, warmup=0),
+                    partial(bare.load, body, **many_at_once),
+                    partial(server.load, body, **many_at_once),
                 )
-                rates = [effort.burst / load.latencies[1] for load in (ours, floor)]
-                burst.add(rates[0] / rates[1], ours_rps=rates[0], floor_rps=rates[1])
-            for count in effort.counts:
-                quick = count in QUICK.counts
-                rate = Row(f"streams-rate-{count}", "events/s of all streams / bare FastAPI", at_least=True,
-                           curve="rate", x=count, quick=quick)  # fmt: skip
-                first = Row(f"streams-first-{count}", "first event, p50 / its turn, if streams were served in order",
-                            curve="first", x=count, quick=quick)  # fmt: skip
-                fair = Row(f"streams-fair-{count}", "streams served per connection, max / min",
-                           curve="fair", x=count, quick=quick)  # fmt: skip
-                # Long enough that every connection has some streams.
-                many_at_once: dict[str, Any] = {
-                    "connections": count,
-                    "seconds": max(effort.seconds, count / 128),
-                    "path": "/stream",
-                }
-                for i in range(rounds):
-                    floor, ours = await in_turn(
-                        i,
-                        partial(bare.load, body, **many_at_once),
-                        partial(server.load, body, **many_at_once),
-                    )
-                    rates = [load.per_second * EVENTS for load in (ours, floor)]
-                    rate.add(rates[0] / rates[1], ours_rps=rates[0], floor_rps=rates[1])
-                    turn = count / ours.per_second
-                    ms = [seconds * 1e3 for seconds in (median(ours.firsts), turn, median(floor.firsts))]
-                    first.add(ms[0] / ms[1], ours_ms=ms[0], turn_ms=ms[1], fastapi_ms=ms[2])
-                    fair.add(
-                        max(ours.served) / max(min(ours.served), 1), max_n=max(ours.served), min_n=min(ours.served)
-                    )
-                rows += [rate, first, fair]
+                rates = [load.per_second * EVENTS for load in (ours, floor)]
+                rate.add(rates[0] / rates[1], ours_rps=rates[0], floor_rps=rates[1])
+                turn = count / ours.per_second
+                ms = [seconds * 1e3 for seconds in (median(ours.firsts), turn, median(floor.firsts))]
+                first.add(ms[0] / ms[1], ours_ms=ms[0], turn_ms=ms[1], fastapi_ms=ms[2])
+                fair.add(max(ours.served) / max(min(ours.served), 1), max_n=max(ours.served), min_n=min(ours.served))
+            rows += [rate, first, fair]
     for row in (burst, *sorted(rows, key=lambda row: row.curve)):
         yield row
 
