@@ -197,13 +197,18 @@ async def wait(operator: Operator, cluster: KubeCluster, namespace: str, **wante
 
 
 async def at_rest(operator: Operator, proxy: FaultProxy, apps: int) -> None:
-    """Assert that the operator, though it looks at every app again and again, writes nothing."""
+    """Return when the operator, though it looks at every app again and again, writes nothing.
+
+    What was under way, such as pods that still go, may have something more to tell; it comes to an end.
+    """
     async with asyncio.timeout(60):
         await proxy.all_watched()
-    await operator.runs(2 * apps)  # what has come in late
-    before = proxy.writes
-    await operator.runs(4 * apps)
-    assert proxy.writes == before, [call for call in proxy.calls if call.write][before - 4 :]
+    for _ in range(5):
+        before = proxy.writes
+        await operator.runs(4 * apps)
+        if proxy.writes == before:
+            return
+    pytest.fail(f"it does not come to rest: {[call for call in proxy.calls if call.write][before - 4 :]}")
 
 
 @pytest.mark.timeout(300)
