@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from bench.processes import Http, free_port
 _SERVERS = "bench.peers.servers"
 _START_SECONDS = 180.0
 _STOP_SECONDS = 30.0
+#: How much of what a server said is shown when it does not serve.
+_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -102,30 +105,44 @@ def _uss(process: psutil.Process) -> int:
 
 @contextmanager
 def running(contestant: Contestant) -> Iterator[Running]:
-    """Start a contestant, wait until it answers a request, and stop it with all that it started."""
+    """Start a contestant, wait until it answers a request, and stop it with all that it started.
+
+    Raises:
+        RuntimeError: it does not serve; with the last lines that it said.
+    """
     port = free_port()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **contestant.environment}
-    process = subprocess.Popen(
-        contestant.command(port), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    handle = psutil.Process(process.pid)
-    family: list[psutil.Process] = []
-    try:
-        http = Http(port)
-        http.wait_until_serving(process, contestant.path, timeout=_START_SECONDS)
-        yield Running(contestant, http, handle)
-    finally:
-        if process.poll() is None:
-            family = handle.children(recursive=True)
-            process.send_signal(signal.SIGTERM)
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            contestant.command(port), env=environment, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT
+        )
+        handle = psutil.Process(process.pid)
         try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for child in family:
+            http = Http(port)
             try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(family, timeout=_STOP_SECONDS)
+                http.wait_until_serving(process, contestant.path, timeout=_START_SECONDS)
+            except RuntimeError as error:
+                said.seek(0)
+                lines = said.read().decode(errors="replace").splitlines()[-_LINES:]
+                raise RuntimeError("\n".join([f"{contestant.name} does not serve: {error}", *lines])) from None
+            yield Running(contestant, http, handle)
+        finally:
+            _stop(process, handle)
+
+
+def _stop(process: subprocess.Popen[bytes], handle: psutil.Process) -> None:
+    family: list[psutil.Process] = []
+    if process.poll() is None:
+        family = handle.children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in family:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(family, timeout=_STOP_SECONDS)
