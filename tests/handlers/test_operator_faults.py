@@ -302,7 +302,8 @@ async def test_killed_at_every_write_in_turn(
             break
         home.cancel()
         await asyncio.gather(home, return_exceptions=True)
-    assert number >= 5
+    # What is surely written before the app is served: its children, and a status that says that it is not.
+    assert number >= {"made": 5, "changed": 2}[story]
     proxy.plan = None
     # The kill may have come a moment after the app was served: the end is looked at with one that nothing kills.
     await alive.stop(signal.SIGKILL)
