@@ -77,6 +77,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._new_head = False
         self._bodiless_bytes = 0
+        self._waiting_bytes = 0
         self._refusal: Problem | None = None
         self._deaf = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -102,6 +103,7 @@ class Connection(HttpToolsProtocol):
         self._feed(data)
         if self._deaf or self.transport.is_closing():
             return
+        self._read_ahead(len(data))
         if self._in_head:
             # httptools keeps an unfinished header to itself, so bytes are counted, too.
             self._head_bytes += 0 if self._new_head else len(data)
@@ -116,6 +118,15 @@ class Connection(HttpToolsProtocol):
             return
         if self._deadline is None:
             self._arm()
+
+    def _read_ahead(self, size: int) -> None:
+        """Go on reading although requests wait, up to a number of bytes: who does not read sees no client leave."""
+        if not self.pipeline:
+            self._waiting_bytes = 0
+            return
+        self._waiting_bytes += size
+        if self._waiting_bytes <= limits.MAX_WAITING_BYTES:
+            self.flow.resume_reading()  # uvicorn stops with the first request that has to wait
 
     def _feed(self, data: bytes) -> None:
         try:

@@ -10,6 +10,8 @@ MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 128
 #: Requests that may wait on a connection for the answer of the one before.
 MAX_PIPELINED = 32
+#: Bytes of such requests that are read. Beyond them a client that leaves is noticed only when it is answered.
+MAX_WAITING_BYTES = 64 << 10
 #: From the first byte of a request (or the connection) until its headers are complete; then the connection is closed.
 HEAD_SECONDS = 20.0
 #: Silence while a body arrives; more is answered with 408.
