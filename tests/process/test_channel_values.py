@@ -111,6 +111,23 @@ async def test_buffers_may_be_written_at_both_ends(group: ChannelGroup) -> None:
     assert sent == [b"a" * 100_000, b"b" * 5 * MIB]
 
 
+async def test_what_a_rank_does_with_a_payload_is_not_seen_in_the_next(group: ChannelGroup) -> None:
+    """Memory is used again, for shorter payloads too, while some ranks keep theirs."""
+    kept: dict[int, list[int]] = {rank: [] for rank in range(RANKS)}
+    for number, size in enumerate([900_000, 300_000, 70_000, 800_000, 66_000, 900_000]):
+        sent = [pattern(size, number), pattern(number + 1, number)]
+        group.channel.send(range(RANKS), encode({"do": "change"}), sent)
+        for rank in range(RANKS):
+            [(_, received)] = await group.take(rank)
+            assert [bytes(buffer) for buffer in received] == [b"!" + body[1:] for body in sent]
+        keeper = number % RANKS
+        group.tell(keeper, "keep", sent)
+        kept[keeper] += [zlib.crc32(body) for body in sent]
+    for rank in range(RANKS):
+        sums, _ = await group.ask(rank, "check kept")
+        assert sums == kept[rank]
+
+
 async def test_the_sender_may_change_its_buffers_at_once(group: ChannelGroup) -> None:
     mine = bytearray(b"a" * 8 * MIB)
     group.tell(0, "check", [mine])

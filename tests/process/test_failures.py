@@ -143,7 +143,7 @@ async def test_a_payload_for_which_there_is_no_descriptor(group: DistributedRunn
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
     try:
-        large = group.submit({"tag": "x" * (1 << 20)})
+        large = group.submit({"tag": "x" * (4 << 20)})  # more than any before, whose memory would do
         behind = group.submit({"collective": True, "tag": "behind"})
         await asyncio.wait_for(busy.result(), 20)
         error = await fails(large.result(), EncodingError, 20)
@@ -154,6 +154,18 @@ async def test_a_payload_for_which_there_is_no_descriptor(group: DistributedRunn
     assert codec.unpack(packed.data, packed.buffers)["tag"] == "behind"
     assert (await group.invoke({"tag": "x" * (1 << 20)}, timeout=20))["tag"] == "x" * (1 << 20)
     assert pids == [pid_of(group, rank) for rank in (0, 1)]
+
+
+async def test_a_payload_in_the_hands_of_a_killed_rank_ends_with_its_group(group: DistributedRunner) -> None:
+    def held() -> int:
+        files = [os.path.join("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+        return sum("memfd:payload" in os.readlink(file) for file in files if os.path.islink(file))
+
+    for size in (1 << 20, 300 << 10):
+        await fails(group.invoke({"how": "kill", "rank": 1, "tag": "a" * size}), RankLost, LOST_SECONDS)
+        for length in (size, size // 2):  # into memory of the new group's own, used again
+            assert (await group.invoke({"tag": "b" * length}, timeout=20))["tag"] == "b" * length
+        assert held() == 1
 
 
 async def test_all_ranks_lost_at_once_are_one_failure(group: DistributedRunner) -> None:
