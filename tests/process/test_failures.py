@@ -382,6 +382,24 @@ async def test_the_ranks_parent_is_killed(group: DistributedRunner, until: Any, 
     await serves(group)
 
 
+async def test_the_ranks_parent_is_to_blame_although_their_ends_are_seen_first(
+    group: DistributedRunner, until: Any
+) -> None:
+    before = group.status.restarts
+    nursery = psutil.Process(pid_of(group, 0)).parent()
+    assert nursery is not None
+    assert group._engine is not None
+    assert group._engine.incarnation is not None
+    nursery.kill()
+    for rank in range(group.world_size):  # no real process can be made to show both ends in this order
+        group._engine.incarnation._channel_closed(rank)
+    await until(group, lambda status: status.restarts == before + 1 and status.state == "ready", 30)
+    failure = group.status.last_failure
+    assert failure is not None
+    assert (failure.rank, failure.reason) == (-1, "ParentLost")
+    await serves(group)
+
+
 async def test_children_of_a_rank_go_with_it(group: DistributedRunner, until: Any) -> None:
     child = await child_of(group, 1)
     before = group.status.restarts

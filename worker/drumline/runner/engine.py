@@ -236,9 +236,10 @@ class Engine:
 
     def _nursery_lost(self) -> None:
         if self.incarnation is not None:
-            self.incarnation.nursery_lost()
+            # First the cause: ranks whose ends were seen before their parent's are not to blame.
             error = RankLost(-1, reason="ParentLost", message="the ranks' parent process ended, and they with it")
             self.perform(self.group.lost(error, self.now))
+            self.incarnation.nursery_lost()
 
     async def close(self) -> None:
         """Release everything; every process is gone afterwards."""

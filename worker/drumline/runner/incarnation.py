@@ -184,6 +184,8 @@ class Incarnation:
             if rank.closed:
                 self.exited(number, None, None)
         # A remote channel has no EOF; the kernel kills children of a dead parent at once.
+        if self._killed is not None:
+            self._killed.cancel()
         self._killed = self._loop.call_later(_ORPHAN_SECONDS, self._all_exited)
 
     def _all_exited(self) -> None:
