@@ -236,9 +236,8 @@ class Engine:
 
     def _nursery_lost(self) -> None:
         if self.incarnation is not None:
-            # First the cause: ranks whose ends were seen before their parent's are not to blame.
             error = RankLost(-1, reason="ParentLost", message="the ranks' parent process ended, and they with it")
-            self.perform(self.group.lost(error, self.now))
+            self.perform(self.group.lost(error, self.now))  # the cause comes first: ranks that ended are not to blame
             self.incarnation.nursery_lost()
 
     async def close(self) -> None:
