@@ -6,9 +6,13 @@ BIN := .venv/bin
 # What is built for the cluster is not: it is kept for all checkouts.
 PYTHON_HERE := E2E_CACHE_DIR=$(or $(E2E_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/drumline/cluster) XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/python
 
-# One pytest process per layer, the quickest layer first. `--session-timeout` is a layer's limit on a slow machine, in
-# seconds; limits per test are in tests/conftest.py. One thread per rank: tests start more ranks than there are cores.
+# One pytest process per layer. `--session-timeout` is a layer's limit on a slow machine, in seconds; limits per test are
+# in tests/conftest.py. One thread per rank: tests start more ranks than there are cores.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not gpu" --durations=3 $(ARGS)
+
+# In CI the API server, and what else a layer needs, is built where it is missing, outside of the limits of its tests. Elsewhere
+# tests build it when they need it, or skip and say how.
+built = $(if $(CI),$(BIN)/python -m e2e.cluster build $(if $(KUBEBUILDER_ASSETS),,etcd kube-apiserver) kubectl $(1))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -24,7 +28,8 @@ setup: ## Create or refresh .venv from requirements.lock (done by every other ta
 demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, save the images
 	$(PYTHON_HERE) examples/parallel_sdxl/demo.py $(ARGS)
 
-test: lint types layers unit chart handlers contract process strategies scenarios ## Everything that CI checks
+# Where nothing is cached, CI builds what the last four need meanwhile.
+test: lint types layers unit process strategies chart handlers contract scenarios ## Everything that CI checks
 
 lint: setup ## Style and common mistakes (ruff), and whether what is generated is up to date
 	$(BIN)/ruff check .
@@ -52,15 +57,16 @@ unit: setup ## Pure modules, properties over random input, and the ground rules 
 
 # Helm and others are built when they are first used, which needs Go; like the cluster's, they are in the user's own cache.
 chart: setup ## The Helm chart: lint, templates, values, what its roles allow
+	$(call built,helm kubeconform)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=3 --session-timeout=600 $(ARGS) tests/chart
 
 # etcd and the API server are built once per user (some minutes), in the user's own cache folder.
 handlers: setup ## The operator's process against a real API server (etcd and kube-apiserver, no pods)
+	$(call built)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=3 --session-timeout=1500 $(ARGS) tests/handlers
 
-# In CI the API server is built where it is missing; elsewhere the tests that need it skip and say how to build it.
 contract: setup ## HTTP routes, OpenAPI and the fal client against a running server; the CRDs against a real API server
-	$(if $(CI),$(if $(KUBEBUILDER_ASSETS),,$(BIN)/python -m e2e.cluster build etcd kube-apiserver kubectl))
+	$(call built)
 	$(PYTEST) --session-timeout=600 tests/contract
 
 process: setup ## Real rank processes: serve, stream, raise, kill, hang, cancel
