@@ -26,16 +26,20 @@ class Pace:
         self._next = float("-inf")
         self._given: dict[str, float] = {}
 
-    def wait(self, key: str, now: float) -> float:
-        """Return the seconds until ``key`` may tell; 0: now, and that uses its time up."""
-        at = self._given.pop(key, None)
+    def turn(self, key: str, now: float) -> float:
+        """Return the seconds until ``key`` may tell, and keep that time for it; 0: now."""
+        at = self._given.get(key)
         if at is None:
             self._next = max(self._next, now - self._ahead) + self._step
-            at = self._next
-        if at > now:
-            self._given[key] = at
-            return at - now
-        return 0.0
+            at = self._given[key] = self._next
+        return max(0.0, at - now)
+
+    def wait(self, key: str, now: float) -> float:
+        """Return the seconds until ``key`` may tell; 0: now, and that uses its time up."""
+        wait = self.turn(key, now)
+        if wait == 0.0:
+            del self._given[key]
+        return wait
 
     def left(self, key: str, now: float) -> float:
         """Return the seconds until the time that ``key`` was given, or 0 when it was given none."""

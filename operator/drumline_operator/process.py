@@ -205,6 +205,9 @@ class _Load(Load):
     def others_wait(self) -> bool:
         return self._queue.others_wait()
 
+    def turn(self) -> float:
+        return self._pace.turn(self._key, _now())
+
     def until_told(self) -> float:
         return self._pace.wait(self._key, _now())
 

@@ -53,8 +53,12 @@ class Load:
         """Whether other keys are due."""
         return False
 
+    def turn(self) -> float:
+        """Return the seconds until this app's status may tell of progress, in a later run; 0: in any."""
+        return 0.0
+
     def until_told(self) -> float:
-        """Return the seconds until this app's status may tell of progress; 0: now."""
+        """Return the seconds until this app's status may tell of progress; 0: now, and it does."""
         return 0.0
 
 
@@ -156,7 +160,7 @@ async def execute(
                 await _tell(cluster, raw, Event("Normal", CREATED, f"{', '.join(untold)} made"))
             # A run that would only learn when the status may tell of progress is not worth its time.
             progress = isinstance(action, SetStatus) and tells_progress(raw, action.status)
-            return min([*again, load.until_told() if progress else 0.0])
+            return min([*again, load.turn() if progress else 0.0])
         match action:
             case Apply(manifest, reason):
                 log.info("%s: %s", raw["metadata"]["name"], reason)

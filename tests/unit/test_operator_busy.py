@@ -33,8 +33,24 @@ class Busy(Load):
     def others_wait(self) -> bool:
         return True
 
+    def turn(self) -> float:
+        return self.told
+
     def until_told(self) -> float:
         return self.told
+
+
+class Paced(Busy):
+    """Other keys are due; progress is told at a real pace, one a second."""
+
+    def __init__(self) -> None:
+        self.pace = Pace(rate=1, burst=1)
+
+    def turn(self) -> float:
+        return self.pace.turn(KEY, 100.0)
+
+    def until_told(self) -> float:
+        return self.pace.wait(KEY, 100.0)
 
 
 async def run(cluster: SimulatedCluster, load: Load) -> Outcome:
@@ -90,6 +106,15 @@ async def test_progress_is_put_off_and_verdicts_are_not() -> None:
 
 
 # --- pace
+
+
+async def test_a_run_that_gives_way_does_not_use_up_the_time_to_tell() -> None:
+    cluster, load = SimulatedCluster(), Paced()
+    cluster.create_app()
+    for _ in range(2):
+        assert (await run(cluster, load)).again == 0
+    await run(cluster, load)
+    assert cluster.app["status"]["summary"] == "0/1"
 
 
 def test_a_few_tell_at_once_and_the_rest_one_after_the_other() -> None:

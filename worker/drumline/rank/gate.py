@@ -65,6 +65,7 @@ class Gate:
 
     def _follow(self, step: int) -> bool:
         # A futex would need ctypes and still a time-out; a gloo or NCCL collective of the same step spins as well.
+        # The bound is the runner's: it ends the whole group when rank 0 is lost, hangs, or overruns a cancel.
         waits = 0
         while (said := read_decision(self._page.decision, self._sequence, step)) is None:
             waits += 1
