@@ -113,7 +113,11 @@ def app_status(
         groups=groups,
         conditions=conditions(raw, verdicts, now),
     )
-    return status.model_dump(by_alias=True, exclude_none=True)
+    written = status.model_dump(by_alias=True, exclude_none=True)
+    if not groups:
+        # An apply that takes the last one away leaves no empty list behind: the same status would be written once more.
+        del written["groups"]
+    return written
 
 
 def refused_status(raw: Mapping[str, Any], trouble: Trouble, now: datetime) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What is known of the cluster: the newest version of every watched object. PURE: told by watches and by own writes.
 
 Versions of objects grow with every write, also across objects of a kind, so an old event never replaces what a later
-write gave back. A run that follows a write therefore sees that write, however late the watch is.
+write gave back. A run that follows a write therefore sees that write, however late the watch is. What others had written
+just before is part of what a write gives back, and nobody has looked at it yet: it is told when its watch comes to it.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Store:
         self._buried: dict[str, set[str]] = {}
         self._states: dict[str, int] = {}
         self._writing: dict[tuple[str, str, str], _Writing] = {}
+        #: Versions of our own that their watch has not come to yet.
+        self._unseen: dict[tuple[str, str, str], set[int]] = {}
 
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         """Return an object, or None when there is none."""
@@ -81,8 +84,15 @@ class Store:
         return self._states.get(kind, 0)
 
     def seen(self, kind: str, text: bytes | Raw) -> None:
-        """A watch has shown an object."""
-        self._put(kind, keep(kind, text), told=True)
+        """A watch, or a look of our own, has shown an object."""
+        kept = keep(kind, text)
+        place = kind, kept.namespace, kept.name
+        own = kept.version in self._unseen.get(place, ())
+        self._passed(place, kept.version)
+        now = self.peek(*place)
+        if now is not None and now.version > kept.version and not own and kept.uid not in self._buried.get(kind, ()):
+            self._tell(Change(kind, now, now))
+        self._put(kind, kept, told=True)
 
     def gone(self, kind: str, text: bytes | Raw) -> None:
         """A watch has shown that an object is gone, or has lost the label that is watched for."""
@@ -105,6 +115,7 @@ class Store:
         present = set()
         for kept in found:
             present.add((kept.namespace, kept.name))
+            self._passed((kind, kept.namespace, kept.name), kept.version)
             self._put(kind, kept, told=True)
         self._buried.pop(kind, None)
         for place, old in list(self._objects.get(kind, {}).items()):
@@ -117,6 +128,8 @@ class Store:
         kept = keep(kind, text)
         if (writing := self._writing.get((kind, kept.namespace, kept.name))) is not None:
             writing.answer = kept.version
+        if (old := self.peek(kind, kept.namespace, kept.name)) is None or old.version < kept.version:
+            self._unseen.setdefault((kind, kept.namespace, kept.name), set()).add(kept.version)
         self._put(kind, kept, told=False)
 
     @contextmanager
@@ -167,9 +180,16 @@ class Store:
         else:
             writing.shown.append(change)
 
+    def _passed(self, place: tuple[str, str, str], version: int) -> None:
+        """The watch of an object will not show versions up to this one any more."""
+        left = {each for each in self._unseen.pop(place, ()) if each > version}
+        if left:
+            self._unseen[place] = left
+
     def _drop(self, kind: str, old: Kept) -> None:
         self._states[kind] = self.state(kind) + 1
         del self._objects[kind][old.namespace, old.name]
+        self._unseen.pop((kind, old.namespace, old.name), None)
         self._unindex(kind, old)
 
     def _unindex(self, kind: str, old: Kept) -> None:

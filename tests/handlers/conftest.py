@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -45,6 +46,21 @@ def server(bare_server: EnvTest) -> EnvTest:
     """The same, with our CRDs."""
     asyncio.run(install(bare_server))
     return bare_server
+
+
+@pytest.fixture(autouse=True)
+async def connections_end() -> AsyncIterator[None]:
+    """Ends a test's event loop only when its connections have ended.
+
+    A TLS connection that is given up in the middle of its handshake, as a task that is cancelled does, closes its socket
+    some turns of the event loop later (asyncio, all versions so far); a loop that ends before that leaves it open.
+    """
+    loop: Any = asyncio.get_running_loop()
+    before = len(loop._selector.get_map())
+    yield
+    async with asyncio.timeout(10):
+        while len(loop._selector.get_map()) > before:  # noqa: ASYNC110 - the end of a handshake tells nobody
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture

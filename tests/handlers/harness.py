@@ -60,9 +60,9 @@ class Operator:
             if sample.name == name
         )
 
-    async def runs(self, count: int) -> None:
-        """Return after so many more runs."""
-        goal = await self.metric(RUNS) + count
+    async def runs(self, count: int, since: float | None = None) -> None:
+        """Return after so many more runs; ``since``: than there had been, default: than there have been."""
+        goal = (await self.metric(RUNS) if since is None else since) + count
         async with asyncio.timeout(PATIENCE):
             while await self.metric(RUNS) < goal:  # noqa: ASYNC110 - a counter tells nobody
                 await asyncio.sleep(0.05)

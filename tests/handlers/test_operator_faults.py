@@ -19,10 +19,10 @@ import yaml
 from e2e.cluster.envtest import EnvTest
 from fault_proxy import Act, Call, Cut, Delay, Drop, Fault, FaultProxy, Refuse, Storm
 from kubelets import Kubelets
-from tests.handlers.harness import Operator, Start, until
+from tests.handlers.harness import RUNS, Operator, Start, until
 from yarl import URL
 
-from drumline_operator.actions import RequeueAfter
+from drumline_operator.actions import Action, RequeueAfter
 from drumline_operator.cluster import ClusterError
 from drumline_operator.kube import KubeCluster, configured
 from drumline_operator.manifests.names import API_VERSIONS
@@ -64,14 +64,21 @@ async def kubelets(server: EnvTest, namespace: str) -> AsyncIterator[Kubelets]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def to_do(cluster: KubeCluster, namespace: str, name: str) -> list[Action]:
+    """Return what there is to do about an app that exists."""
+    raw = await cluster.get("DistributedApp", namespace, name)
+    assert raw is not None
+    left = plan(raw, await observe(raw, cluster), datetime.now(UTC), SETTINGS)
+    return [action for action in left if not isinstance(action, RequeueAfter)]
+
+
 async def check(cluster: KubeCluster, namespace: str, *names: str) -> None:
     """Each app has its children, one of each kind and no others, and there is nothing left to do."""
     expected: set[tuple[str, str]] = set()
     for name in names:
         raw = await cluster.get("DistributedApp", namespace, name)
         assert raw is not None
-        left = plan(raw, await observe(raw, cluster), datetime.now(UTC), SETTINGS)
-        assert [action for action in left if not isinstance(action, RequeueAfter)] == []
+        assert await to_do(cluster, namespace, name) == []
         closed = raw["spec"].get("networkPolicy") == "DenyAllIngress"
         expected |= {(kind, name) for kind in KINDS if kind != "NetworkPolicy" or closed}
         for kind in API_VERSIONS:
@@ -196,16 +203,28 @@ async def wait(operator: Operator, cluster: KubeCluster, namespace: str, **wante
             pytest.fail(f"{name} is not served: {raw}\n{[pod['status'] for pod in pods]}\n{said}")
 
 
-async def at_rest(operator: Operator, proxy: FaultProxy, apps: int) -> None:
-    """Return when the operator, though it looks at every app again and again, writes nothing.
+async def done(operator: Operator, cluster: KubeCluster, namespace: str, *names: str) -> None:
+    """Return when there is nothing to do about any app.
 
-    What was under way, such as pods that still go, may have something more to tell; it comes to an end.
+    A served app may still have to tell of its old pods, which go, and what failed last waits for its next try.
     """
+    for name in names:
+        async with asyncio.timeout(60):
+            while True:
+                before = await operator.metric(RUNS)
+                if not await to_do(cluster, namespace, name):
+                    break
+                await operator.runs(1, since=before)
+
+
+async def at_rest(operator: Operator, proxy: FaultProxy, cluster: KubeCluster, namespace: str, *names: str) -> None:
+    """Return when there is nothing to do, and the operator, though it looks at every app again and again, writes nothing."""
     async with asyncio.timeout(60):
         await proxy.all_watched()
+    await done(operator, cluster, namespace, *names)
     for _ in range(5):
         before = proxy.writes
-        await operator.runs(4 * apps)
+        await operator.runs(4 * len(names))
         if proxy.writes == before:
             return
     pytest.fail(f"it does not come to rest: {[call for call in proxy.calls if call.write][before - 4 :]}")
@@ -239,7 +258,7 @@ async def test_a_storm(
     storm.rate = 0
     assert len(proxy.faults) > 10
     assert len({type(fault) for _, fault in proxy.faults}) >= 3
-    await at_rest(operator, proxy, len(names))
+    await at_rest(operator, proxy, cluster, namespace, *names)
     await check(cluster, namespace, *names)
 
 
@@ -257,6 +276,7 @@ async def test_watches_that_break_in_the_middle_of_an_event(
         await wait(operator, cluster, namespace, sdxl={"replicas": replicas})
     assert sum(isinstance(fault, Cut) for _, fault in proxy.faults) > 10
     proxy.plan = None
+    await done(operator, cluster, namespace, "sdxl")
     assert await operator.stop() == 0
     await check(cluster, namespace, "sdxl")
 
@@ -310,7 +330,7 @@ async def test_killed_at_every_write_in_turn(
     last = await start(kubeconfig=proxy.kubeconfig, WATCH_NAMESPACES=namespace, **PROCESS)
     for name in names:
         await until(cluster, "DistributedApp", namespace, name, served(), seconds=60)
-    await at_rest(last, proxy, len(names))
+    await at_rest(last, proxy, cluster, namespace, *names)
     await check(cluster, namespace, *names)
 
 
