@@ -93,7 +93,7 @@ def test_a_deleted_pod_finishes_its_stream_first(kube: Kube, client: Client) -> 
     kube.until(
         "dapp",
         app.name,
-        lambda item: {"Draining", "Serving"} == {group["state"] for group in item["status"]["groups"]},
+        lambda item: {"Draining", "Serving"} == {group["state"] for group in item["status"].get("groups", ())},
         "the old pod drains while the new one serves",
     )
     client.call_until(app.url, {}, "pod", app.pod()["metadata"]["name"])

@@ -20,7 +20,10 @@ pytestmark = pytest.mark.linux
 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as process:
+    program = "import signal; print(flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # before, it may have no memory of its own yet
         yield process
         process.kill()
 
