@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import re
+import selectors
 import signal
 import socket
 import struct
@@ -27,6 +28,8 @@ from drumline.problems import CATALOGUE
 from drumline.server import limits
 
 CONNECTIONS = 30
+#: Four bodies of the largest size.
+BODIES = 4 << 20
 WAIT = 30.0
 KEY = b"x-api-key: k1\r\n"
 JSON = b"content-type: application/json\r\n"
@@ -50,6 +53,7 @@ class Target:
             "MAX_CONNECTIONS": str(CONNECTIONS),
             "MAX_QUEUE_DEPTH": "4",
             "MAX_BODY_BYTES": str(1 << 20),
+            "MAX_BODIES_BYTES": str(BODIES),
             "DRAIN_DELAY": "0",
             "LOG_FORMAT": "json",
         }
@@ -430,6 +434,36 @@ def test_what_never_ends(target: Target, kind: str) -> None:
         raw.send(beginning)
         assert raw.flood(rest, MOST)
         assert set(raw.answers()) <= {200, 401, 431}
+
+
+def test_bodies_that_are_held_are_bounded_together(target: Target) -> None:
+    """Of six that lack their last byte four fit; small ones always come through, and what is answered makes room."""
+    body = json.dumps({"prompt": "x" * ((1 << 20) - 100)}).encode()
+    head = POST + KEY + JSON + b"content-length: %d\r\n\r\n" % len(body)
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as answered:
+        uploads = [stack.enter_context(target.connect()) for _ in range(6)]
+        for each in uploads:
+            each.send(head + body[:-1])
+            answered.register(each.socket, selectors.EVENT_READ, each)
+        for _ in range(2):
+            (key, _), *_ = answered.select(WAIT)
+            refused: Raw = key.data
+            status, headers, text = refused.answer()
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert json.loads(text)["type"].endswith("/too-many-bytes")
+            answered.unregister(key.fileobj)
+            uploads.remove(refused)
+            refused.send(body[-1:])  # the rest is read, and the connection goes on
+            refused.send(CALL)
+            assert refused.answer()[0] == 200
+        uploads[0].send(body[-1:])
+        assert uploads[0].answer()[0] == 200
+        with target.connect() as another:
+            another.send(head + body)
+            assert another.answer()[0] == 200
+        for each in uploads[1:]:
+            each.send(body[-1:])
+            assert each.answer()[0] == 200
 
 
 def test_requests_in_a_row_are_answered_in_order_up_to_a_number(target: Target) -> None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from drumline.errors import InvalidPayload
 from drumline.problems import ProblemError
 from drumline.server.body import PayloadCheck, check_media_type, read
+from drumline.server.body_budget import BodyBudget
 from drumline.server.exchange import CONNECTION_KEY, ClientGoneError, Exchange, Message
 from drumline.signature import request_model
 
@@ -67,7 +68,7 @@ async def test_a_client_that_left_before_its_body_was_read_asked_for_nothing() -
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [], CONNECTION_KEY: Connection()}
     with pytest.raises(ClientGoneError):
-        await read(Exchange(scope, receive, None), 100)  # type: ignore[arg-type]
+        await read(Exchange(scope, receive, None), 100, BodyBudget(1000, 100))  # type: ignore[arg-type]
 
 
 class Part(BaseModel):

@@ -145,6 +145,7 @@ BUILDERS: dict[str, Callable[[_Body, float | None], DrumlineError]] = {
     "validation-error": _invalid,
     "queue-full": _full,
     "too-many-connections": _full,
+    "too-many-bytes": _full,
     "headers-too-large": _invalid,
     "cancelled": lambda body, _: RequestCancelled(_text(body), step=body.get("step")),
     "worker-error": lambda body, _: _raised(WorkerError, body),

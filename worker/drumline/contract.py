@@ -81,6 +81,11 @@ class RunnerSettings(BaseModel):
     queue_timeout: float = Field(default=600.0, gt=0, description="bound on one request's wait in the queue")
     max_queue_depth: int = Field(default=64, ge=0, description="waiting requests; one more is refused with 429")
     max_body_bytes: int = Field(default=64 << 20, ge=1, description="largest request body")
+    max_bodies_bytes: int = Field(
+        default=1 << 30,
+        ge=1,
+        description="request bodies over 64 KiB that arrive, wait or run, together; at least max_body_bytes count",
+    )
     max_connections: int = Field(
         default=2048, ge=8, description="open client connections; one more cuts the one that has waited longest"
     )

@@ -5,7 +5,7 @@
     408 body-timeout            422 validation-error      429 queue-full            431 headers-too-large
     499 cancelled               500 worker-error          500 encoding-error        500 internal-error
     503 not-ready               503 draining              503 rank-lost             503 rank-hung
-    503 too-many-connections
+    503 too-many-connections    503 too-many-bytes
     504 request-timeout         504 queue-timeout
 
 ``type`` is ``https://drumline.dev/problems/<suffix>`` and never changes its meaning. Every body also has ``title``,
@@ -60,6 +60,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "encoding-error": (500, "The result cannot be sent"),
     "internal-error": (500, "The server failed"),
     "too-many-connections": (503, "Too many connections are in use"),
+    "too-many-bytes": (503, "Too many request bodies are held"),
     "not-ready": (503, "The app is not ready"),
     "draining": (503, "The app is shutting down"),
     "rank-lost": (503, "A rank was lost"),
@@ -72,6 +73,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
 _RETRY_AFTER = {
     "queue-full": 1.0,
     "too-many-connections": 1.0,
+    "too-many-bytes": 1.0,
     "not-ready": 5.0,
     "draining": 1.0,
     "rank-lost": 1.0,

@@ -14,6 +14,7 @@ from drumline import details, problems
 from drumline.errors import InvalidPayload
 from drumline.problems import ProblemError
 from drumline.server import limits
+from drumline.server.body_budget import BodyBudget
 from drumline.server.exchange import ClientGoneError, Exchange
 from drumline.signature import RESERVED
 
@@ -38,11 +39,11 @@ def too_large(max_bytes: int) -> ProblemError:
     return ProblemError(problems.make("payload-too-large", f"The body may have up to {max_bytes} bytes."))
 
 
-async def read(exchange: Exchange, max_bytes: int) -> bytes:
-    """Return the body.
+async def read(exchange: Exchange, max_bytes: int, budget: BodyBudget) -> bytes:
+    """Return the body; ``budget`` counts it until the exchange is released.
 
     Raises:
-        ProblemError: 413 when it grows over ``max_bytes``, 408 when it comes too slowly.
+        ProblemError: 413 when it grows over ``max_bytes``, 408 when it comes too slowly, 503 when all bodies are too large.
         ClientGoneError: the client left before it was complete.
     """
     if exchange.body_complete:
@@ -53,6 +54,7 @@ async def read(exchange: Exchange, max_bytes: int) -> bytes:
     if not message.get("more_body", False):
         if len(body) > max_bytes:
             raise too_large(max_bytes)
+        budget.hold(exchange, len(body))
         return body
     parts = bytearray(body)
     clock = asyncio.get_running_loop().time
@@ -60,10 +62,12 @@ async def read(exchange: Exchange, max_bytes: int) -> bytes:
     while message.get("more_body", False):
         if len(parts) > max_bytes:
             raise too_large(max_bytes)
+        budget.hold(exchange, len(parts))
         message = await _receive(exchange, min(limits.BODY_IDLE_SECONDS, deadline - clock()))
         parts += message.get("body", b"")
     if len(parts) > max_bytes:
         raise too_large(max_bytes)
+    budget.hold(exchange, len(parts))
     return bytes(parts)
 
 

@@ -14,6 +14,7 @@ from drumline.contract import RunnerSettings
 from drumline.problems import ProblemError, make
 from drumline.runner.ticket import Ticket, to_json
 from drumline.server import body, limits
+from drumline.server.body_budget import BodyBudget
 from drumline.server.exchange import Exchange
 from drumline.server.service import Runner
 
@@ -42,11 +43,12 @@ PASSED_HEADERS = frozenset(
 
 
 class Calls:
-    """Serves ``POST /`` and ``POST /stream`` from one runner."""
+    """Serves ``POST /`` and ``POST /stream`` from one runner; ``bodies`` counts what they bring."""
 
-    def __init__(self, runner: Runner, settings: RunnerSettings) -> None:
+    def __init__(self, runner: Runner, settings: RunnerSettings, bodies: BodyBudget) -> None:
         self._runner = runner
         self._settings = settings
+        self._bodies = bodies
         self._check = body.PayloadCheck()
 
     async def invoke(self, exchange: Exchange) -> None:
@@ -89,7 +91,7 @@ class Calls:
         body.check_size(exchange, limit)
         run_timeout = _seconds(exchange.headers, RUN_TIMEOUT_HEADER, self._settings.request_timeout)
         queue_timeout = _seconds(exchange.headers, QUEUE_TIMEOUT_HEADER, self._settings.queue_timeout)
-        raw = await body.read(exchange, limit)
+        raw = await body.read(exchange, limit, self._bodies)
         payload = codec.from_json(raw) if raw else {}
         self._check(payload, self._runner.request_schema)
         if log.isEnabledFor(logging.DEBUG):

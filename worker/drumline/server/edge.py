@@ -21,6 +21,7 @@ from drumline.runner.observer import Observer
 from drumline.runner.ticket import Ticket
 from drumline.server import body, limits
 from drumline.server.auth import OPEN_PATHS, ApiKeys
+from drumline.server.body_budget import BodyBudget
 from drumline.server.calls import Calls, method_not_allowed, passed_headers
 from drumline.server.exchange import SCOPE_KEY, ClientGoneError, Exchange, Message, Receive, Scope, Send
 from drumline.server.metrics import Metrics
@@ -47,7 +48,8 @@ class Edge:
         self._inner = inner
         self._metrics = metrics
         self._keys = ApiKeys(settings.api_keys)
-        self._calls = Calls(service.runner, settings) if service.runner is not None else None
+        self._bodies = BodyBudget(settings.max_bodies_bytes, settings.max_body_bytes)
+        self._calls = Calls(service.runner, settings, self._bodies) if service.runner is not None else None
         own = ["/", "/stream"] if self._calls else [route.path for route in _routes(service)]
         self._addresses = Addresses(settings, own)
         self._open: set[Exchange] = set()
@@ -77,6 +79,7 @@ class Edge:
         except Exception as error:
             await self._fail(exchange, error)
         finally:
+            self._bodies.release(exchange)
             exchange.outcome = exchange.outcome or _outcome(exchange.status)
             if exchange.is_call:
                 self._open.discard(exchange)
@@ -117,7 +120,7 @@ class Edge:
         body.check_size(exchange, self._settings.max_body_bytes)
         _exchange.set(exchange)
         current_request.set(RequestInfo(exchange.request_id, exchange.caller, passed_headers(exchange.headers)))
-        incoming = _Incoming(exchange, self._settings.max_body_bytes)
+        incoming = _Incoming(exchange, self._settings.max_body_bytes, self._bodies)
         await incoming.begin()
         exchange.hold()
         try:
@@ -197,10 +200,11 @@ _RESERVED_BELOW = tuple(f"{path}/" for path in RESERVED_PATHS)
 class _Incoming:
     """The request of an App's endpoint: bounded, and watched for the client going away while the endpoint works."""
 
-    def __init__(self, exchange: Exchange, max_bytes: int) -> None:
+    def __init__(self, exchange: Exchange, max_bytes: int, bodies: BodyBudget) -> None:
         self._exchange = exchange
-        self._left = max_bytes
+        self._bytes = 0
         self._max_bytes = max_bytes
+        self._bodies = bodies
         self._first: Message | None = None
         self._gone = asyncio.Event()
         self._complete = False
@@ -232,9 +236,10 @@ class _Incoming:
             self._gone.set()
             self._complete = True
             return message
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > self._max_bytes:
             raise body.too_large(self._max_bytes)
+        self._bodies.hold(self._exchange, self._bytes)
         if not message.get("more_body", False):
             self._complete = True
             self._watch = asyncio.get_running_loop().create_task(self._wait())

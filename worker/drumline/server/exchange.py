@@ -65,6 +65,7 @@ class Exchange:
         running: those that are not over, of an App's endpoint.
         failure: the error that a response was already made from.
         complete: the whole response was sent.
+        body_bytes: how many bytes the server's budget counts for its body.
         is_call: an invocation, not a health check or another reserved route.
     """
 
@@ -72,6 +73,7 @@ class Exchange:
         "_receive",
         "_send",
         "began",
+        "body_bytes",
         "caller",
         "complete",
         "connection",
@@ -113,6 +115,7 @@ class Exchange:
         self.running: set[Ticket] = set()
         self.failure: BaseException | None = None
         self.complete = False
+        self.body_bytes = 0
         self.began = time.perf_counter()
 
     @property
