@@ -6,6 +6,9 @@ BIN := .venv/bin
 # What is built for the cluster is not: it is kept for all checkouts.
 PYTHON_HERE := E2E_CACHE_DIR=$(or $(E2E_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/drumline/cluster) XDG_CACHE_HOME=$(CURDIR)/.cache $(BIN)/python
 
+# Byte code is kept: most tests start interpreters, and each would compile drumline anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # One pytest process per layer. `--session-timeout` is a layer's limit on a slow machine, in seconds; limits per test are
 # in tests/conftest.py. One thread per rank: tests start more ranks than there are cores.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTHON_HERE) -m pytest -q -m "not gpu" --durations=3 $(ARGS)

@@ -157,18 +157,24 @@ def _gloo(count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         ready, ready_end = os.pipe()
+        end, keep_on = os.pipe()
         for rank in range(count):
             if os.fork():
                 continue
+            os.close(keep_on)
             dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", count), rank=rank, world_size=count)  # type: ignore[attr-defined]  # exported at run time only
             os.write(ready_end, b".")
-            sys.stdin.buffer.read()
+            os.read(end, 1)  # not standard input: who left at once would break off those that still connect to it
             os._exit(0)
+        os.close(ready_end)
         joined = 0
         while joined < count:
-            joined += len(os.read(ready, count))
+            if not (signs := os.read(ready, count)):
+                raise RuntimeError(f"{joined} of {count} processes made a group")
+            joined += len(signs)
         print(time.perf_counter() - started, flush=True)
         sys.stdin.buffer.read()
+        os.close(keep_on)
         for _ in range(count):
             os.wait()
 

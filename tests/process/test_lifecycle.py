@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import textwrap
 from contextlib import suppress
@@ -122,7 +123,10 @@ async def test_spawned_ranks_are_the_same_as_forked_ones(tmp_path: Path) -> None
 @pytest.fixture
 def stuck_import(tmp_path: Path) -> str:
     path = tmp_path / "stuck.py"
-    path.write_text("import time\nprint('importing', flush=True)\ntime.sleep(3600)\nclass Stuck: ...\n")
+    path.write_text(
+        "import time\nfrom drumline.distributed import DistributedWorker\nprint('importing', flush=True)\n"
+        "time.sleep(3600)\nclass Stuck(DistributedWorker): ...\n"
+    )
     return f"{path}:Stuck"
 
 
@@ -155,6 +159,44 @@ async def test_stop_during_a_start_ends_the_start(stuck_import: str) -> None:
         await starting
     with pytest.raises(NotReady):
         await early.result()
+
+
+# -- what imports before anything else is there
+
+
+async def test_a_nursery_that_was_started_early_is_taken_over() -> None:
+    runner = DistributedRunner(AsyncEcho, world_size=2, device="cpu")
+    runner.start_early()
+    runner.start_early()
+    (early,) = [each for each in psutil.Process().children() if "drumline.rank.nursery" in each.cmdline()]
+    await runner.start()
+    ranks = [rank.pid for rank in runner.status.ranks]
+    assert sorted(ranks) == sorted(each.pid for each in early.children())  # type: ignore[type-var]
+    await runner.stop()
+
+
+async def test_a_nursery_that_was_started_early_for_another_worker_is_not(stuck_import: str) -> None:
+    script = f"""
+        import asyncio
+        from drumline.distributed import DistributedRunner
+
+        async def main():
+            DistributedRunner({stuck_import!r}, device="cpu").start_early()
+            async with DistributedRunner("drumline.testing.workers:AsyncEcho", device="cpu"):
+                pass
+        asyncio.run(main())
+    """
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", textwrap.dedent(script))
+    assert await asyncio.wait_for(process.wait(), 60) == 0  # and what was started early ends with it
+
+
+async def test_a_server_that_cannot_listen_leaves_no_early_nursery(stuck_import: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-m", "drumline.cli", "run", stuck_import, "--port", str(taken.getsockname()[1])]
+        process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        _, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert b"cannot listen" in errors
+    assert process.returncode == 2
 
 
 BROKEN = {

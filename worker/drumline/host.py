@@ -27,8 +27,13 @@ log = logging.getLogger("drumline")
 _LONGEST_MESSAGE = 4096
 
 
-def build_service(settings: RunnerSettings) -> Service:
-    """Return the service of ``settings.target``: an App, or a runner for a worker class; nothing is started yet.
+def build_service(settings: RunnerSettings, *, early: bool = False) -> Service:
+    """Return the service of ``settings.target``: an App, or a runner for a worker class; nothing is served yet.
+
+    Args:
+        settings: of the container.
+        early: of a worker class, let the process that starts ranks import it and torch from now on, beside this process,
+            which has its server to import. It ends with this process if the service is never started.
 
     Raises:
         ConfigurationError: the target cannot be resolved, or a setting does not fit its kind.
@@ -40,7 +45,7 @@ def build_service(settings: RunnerSettings) -> Service:
     if kind is None:
         # Its base classes come from elsewhere, so only importing it tells.
         kind = "app" if kind_of(targets.resolve(reference)) == "app" else "worker"
-    return _app(reference, settings) if kind == "app" else _worker(reference, settings)
+    return _app(reference, settings) if kind == "app" else _worker(reference, settings, early)
 
 
 def _existing(target: str) -> str:
@@ -53,9 +58,8 @@ def _existing(target: str) -> str:
     return parsed.reference
 
 
-def _worker(reference: str, settings: RunnerSettings) -> Service:
+def _worker(reference: str, settings: RunnerSettings, early: bool) -> Service:
     from drumline.runner.runner import DistributedRunner
-    from drumline.server.service import worker_service
 
     runner = DistributedRunner(
         reference,
@@ -71,6 +75,10 @@ def _worker(reference: str, settings: RunnerSettings) -> Service:
         revision=settings.revision,
         stream_buffer_bytes=settings.stream_buffer_bytes,
     )
+    if early:
+        runner.start_early()
+    from drumline.server.service import worker_service
+
     return worker_service(runner, settings)
 
 

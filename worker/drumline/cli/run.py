@@ -146,12 +146,14 @@ def _plan(target: str, given: dict[str, Any]) -> LaunchPlan:
 
 def _serve(settings: RunnerSettings, inherit: str | None) -> int:
     from drumline import host
+
+    service = host.build_service(settings, early=True)
     from drumline.cli.ready import Loading
     from drumline.cli.reload import inherited
     from drumline.logs import shows_text
     from drumline.server.serve import run as run_server
 
-    loading = Loading(service := host.build_service(settings), settings, shows_text(settings.log_format))
+    loading = Loading(service, settings, shows_text(settings.log_format))
     with inherited(inherit) as handed, loading.shown():
         ended = run_server(service, on_bound=loading.bound, on_ready=loading.ready, **handed)
     if ended.error is None:

@@ -26,11 +26,11 @@ def serve(debug: options.Debug = False) -> None:
     try:
         settings = RunnerSettings.from_env(os.environ)
         logs.configure(settings.log_format, "debug" if debug else settings.log_level)
+        settings = host.fit_to_gpus(settings)
+        service = host.build_service(settings, early=True)
         from drumline.cli.ready import Loading
         from drumline.server.serve import run
 
-        settings = host.fit_to_gpus(settings)
-        service = host.build_service(settings)
         loading = Loading(service, settings, for_people=False)
         error = run(service, on_bound=loading.bound, on_ready=loading.ready).error
     except DrumlineError as wrong:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
@@ -22,6 +21,7 @@ from drumline.runner.effects import Answer
 from drumline.runner.hang import HangWatch
 from drumline.runner.incarnation import Incarnation, make_on_report
 from drumline.runner.nursery import NurseryHandle
+from drumline.runner.nursery_process import Asked, directory_for
 from drumline.runner.observer import Observer
 from drumline.runner.plan import Plan
 from drumline.runner.state import Group, State
@@ -140,13 +140,13 @@ class Engine:
 
     def prepare_nursery(self) -> NurseryHandle:
         """Return the living nursery, starting one if there is none."""
+        asked = Asked(self.plan.reference, self.plan.cwd, self.plan.method)
         if self._directory is None:
-            self._directory = tempfile.mkdtemp(prefix="drumline-")
+            self._directory = directory_for(asked)
         if self.nursery is None or not self.nursery.alive:
             on_report = make_on_report(lambda: self.incarnation)
             self.nursery = NurseryHandle(self._directory, on_report, self._nursery_lost)
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            self.nursery.start(self.plan.reference, self.plan.cwd, self.plan.method)
+            self.nursery.start(asked)
         return self.nursery
 
     def reload(self) -> None:

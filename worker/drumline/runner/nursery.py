@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import msgspec
 
 from drumline import framing
 from drumline import nursery_protocol as wire
-from drumline.contract import SERVER_SECRETS
 from drumline.errors import SetupFailed
 from drumline.protocol import Failure
+from drumline.runner.nursery_process import GOODBYE_SECONDS, Asked, started
 from drumline.runner.output import Output
 
 _CHUNK = 64 << 10
-#: The nursery has nothing to do at the end but to kill ranks and go.
-_GOODBYE_SECONDS = 5.0
 
 OnReport = Callable[[wire.NurseryReport], None]
 
@@ -46,33 +38,18 @@ class NurseryHandle:
         """False once the nursery is gone."""
         return self._open
 
-    def start(self, reference: str, cwd: str | None, method: str) -> None:
-        """Start the process and tell it what to import; :meth:`preloaded` waits for that."""
-        self._control, theirs = socket.socketpair()
-        self._output = Output(-1)
-        interpreter = [sys.executable, *_interpreter_flags()]
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603
-                [*interpreter, "-m", "drumline.rank.nursery", str(theirs.fileno()), self._private],
-                stdin=subprocess.DEVNULL,
-                stdout=self._output.writer,
-                stderr=self._output.writer,
-                pass_fds=(theirs.fileno(),),
-                cwd=cwd,
-                env=_environment(),
-                start_new_session=True,
-            )
-        self._output.release_writer()
+    def start(self, asked: Asked) -> None:
+        """Start the process, which imports what is asked for; :meth:`preloaded` waits for that."""
+        self._nursery = started(asked, self._private)
+        self._control = self._nursery.control
+        self._output = Output(-1, self._nursery.output)
         self._open = True
-        self._control.setblocking(False)
         self._loop.add_reader(self._control.fileno(), self._readable)
-        path = [entry or os.getcwd() for entry in sys.path]
-        self._send(wire.Preload(reference, path, cwd or os.getcwd(), method))
 
     @property
     def pid(self) -> int:
         """Process id."""
-        return self._process.pid
+        return self._nursery.process.pid
 
     async def preloaded(self) -> wire.Preloaded:
         """Wait until the worker's module is imported.
@@ -91,16 +68,8 @@ class NurseryHandle:
         self._send(wire.Signal(incarnation, number))
 
     def _send(self, request: wire.RunnerRequest, fds: Sequence[int] = ()) -> None:
-        if not self._open:
-            return
-        message = wire.encode(request)
-        frame = framing.PREFIX.pack(len(message), 0) + message
-        # Requests are rare and small: the socket buffer takes them whole while the nursery imports.
-        with suppress(BrokenPipeError, ConnectionError):
-            if fds:
-                socket.send_fds(self._control, [frame], fds)
-            else:
-                self._control.send(frame)
+        if self._open:
+            self._nursery.send(request, tuple(fds))
 
     def _readable(self) -> None:
         try:
@@ -148,9 +117,9 @@ class NurseryHandle:
         """End the nursery, and with it every rank; wait until it is reaped."""
         if self._open:
             self._disconnect()
-        reaped = asyncio.ensure_future(asyncio.to_thread(self._process.wait))
+        reaped = asyncio.ensure_future(asyncio.to_thread(self._nursery.process.wait))
         try:
-            async with asyncio.timeout(_GOODBYE_SECONDS):
+            async with asyncio.timeout(GOODBYE_SECONDS):
                 await asyncio.shield(reaped)
         except TimeoutError:  # stopped, or stuck in an import
             self.kill()
@@ -160,18 +129,13 @@ class NurseryHandle:
 
     def kill(self) -> None:
         """Kill the nursery at once; ranks die with their parent."""
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGKILL)
+        self._nursery.kill()
 
     def abandon(self) -> None:
         """Called at interpreter exit: EOF ends the nursery; do not wait for it."""
         if self._open:
             self._disconnect()
-        try:
-            self._process.wait(_GOODBYE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            self._process.wait()
+        self._nursery.reap()
         self._output.close()
 
 
@@ -179,19 +143,6 @@ def _import_failed(failure: Failure) -> SetupFailed:
     return SetupFailed(
         failure.message, rank=-1, exception_type=failure.exception_type, remote_traceback=failure.traceback
     )
-
-
-def _interpreter_flags() -> list[str]:
-    flags: list[str] = getattr(subprocess, "_args_from_interpreter_flags", list)()
-    # The user's own modules decide about warnings in their ranks; -W error of a test run must not kill an import.
-    return [flag for flag in flags if not flag.startswith("-W")]
-
-
-def _environment() -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name not in SERVER_SECRETS}
-    # Asking NVML instead of the driver keeps the nursery free of a CUDA context, which a forked rank could not use.
-    environment.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    return environment
 
 
 def describe_json_schema(description: wire.Preloaded | None) -> dict[str, object] | None:

@@ -16,12 +16,12 @@ _waiting = array.array("i", [0])
 
 
 class Output:
-    """The reading end of one process's output pipe. ``rank`` is -1 for the nursery."""
+    """The reading end of one process's output pipe: ``reader``, or that of a new one. ``rank`` is -1 for the nursery."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, reader: int | None = None) -> None:
         self.rank = rank
         self.request_id = ""
-        self._reader, self.writer = os.pipe()
+        self._reader, self.writer = os.pipe() if reader is None else (reader, -1)
         os.set_blocking(self._reader, False)
         self._lines = LineSplitter()
         self._loop = asyncio.get_running_loop()
