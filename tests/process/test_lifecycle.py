@@ -18,6 +18,7 @@ import pytest
 
 from drumline.distributed import DistributedRunner
 from drumline.errors import NotReady, RequestCancelled, SetupFailed
+from drumline.runner.nursery_process import Asked, start_early
 from drumline.runner.observer import Observer
 from drumline.runner.ticket import Ticket
 from drumline.testing.workers import AsyncEcho, Facts
@@ -165,9 +166,9 @@ async def test_stop_during_a_start_ends_the_start(stuck_import: str) -> None:
 
 
 async def test_a_nursery_that_was_started_early_is_taken_over() -> None:
-    runner = DistributedRunner(AsyncEcho, world_size=2, device="cpu")
-    runner.start_early()
-    runner.start_early()
+    runner = DistributedRunner("drumline.testing.workers:AsyncEcho", world_size=2, device="cpu")
+    start_early(Asked("drumline.testing.workers:AsyncEcho"))
+    start_early(Asked("drumline.testing.workers:AsyncEcho"))
     (early,) = [each for each in psutil.Process().children() if "drumline.rank.nursery" in each.cmdline()]
     await runner.start()
     ranks = [rank.pid for rank in runner.status.ranks]
@@ -179,9 +180,10 @@ async def test_a_nursery_that_was_started_early_for_another_worker_is_not(stuck_
     script = f"""
         import asyncio
         from drumline.distributed import DistributedRunner
+        from drumline.runner.nursery_process import Asked, start_early
 
         async def main():
-            DistributedRunner({stuck_import!r}, device="cpu").start_early()
+            start_early(Asked({stuck_import!r}))
             async with DistributedRunner("drumline.testing.workers:AsyncEcho", device="cpu"):
                 pass
         asyncio.run(main())

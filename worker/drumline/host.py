@@ -59,7 +59,12 @@ def _existing(target: str) -> str:
 
 
 def _worker(reference: str, settings: RunnerSettings, early: bool) -> Service:
+    if early:  # before anything else is imported that takes time
+        from drumline.runner.nursery_process import Asked, start_early
+
+        start_early(Asked(reference))
     from drumline.runner.runner import DistributedRunner
+    from drumline.server.service import worker_service
 
     runner = DistributedRunner(
         reference,
@@ -75,10 +80,6 @@ def _worker(reference: str, settings: RunnerSettings, early: bool) -> Service:
         revision=settings.revision,
         stream_buffer_bytes=settings.stream_buffer_bytes,
     )
-    if early:
-        runner.start_early()
-    from drumline.server.service import worker_service
-
     return worker_service(runner, settings)
 
 

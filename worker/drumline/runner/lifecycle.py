@@ -19,7 +19,6 @@ from drumline.errors import DrumlineError, NotReady
 from drumline.runner import plan
 from drumline.runner.engine import Engine
 from drumline.runner.keepalive import Keepalive
-from drumline.runner.nursery_process import Asked, start_early
 from drumline.runner.observer import Observer
 from drumline.runner.state import Group, State
 from drumline.runner.status import FailureStatus, RankStatus, RunnerStatus, Watch, failure_status
@@ -140,10 +139,6 @@ class Lifecycle:
             raise
         if self.keepalive_interval is not None:
             self._keepalive = Keepalive(self.keepalive_interval, self._keep_alive)
-
-    def start_early(self) -> None:
-        """Let the worker's module be imported while the caller is busy; :meth:`start` goes on from there."""
-        start_early(Asked(self._reference, self.cwd, self.start_method))
 
     def _keep_alive(self) -> None:
         """Run the keep-alive request; the subclass knows how."""

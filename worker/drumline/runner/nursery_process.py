@@ -23,11 +23,11 @@ GOODBYE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Asked:
-    """What a nursery is to import, from which working directory, and how it is to start ranks."""
+    """What a nursery is to import, from which working directory, and how it is to start ranks; a runner's own defaults."""
 
     reference: str
-    cwd: str | None
-    method: str
+    cwd: str | None = None
+    method: str = "auto"
 
 
 class NurseryProcess:
