@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ from e2e.harness import apps, report
 from e2e.harness.client import Client
 from e2e.harness.kube import Kube
 from e2e.harness.operator import Operator
+
+# A shell ignores SIGINT in what it runs in the background, and so would the programs that are tested with Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Seconds for a scenario, unless it says otherwise: a limit for a busy machine with two cores.
 TIMEOUT = 600

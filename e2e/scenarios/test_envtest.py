@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import selectors
@@ -71,14 +72,17 @@ def test_a_command_runs_with_a_kubeconfig_and_gives_its_status(kubectl: str) -> 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_ends_nothing_runs_on(number: signal.Signals) -> None:
     said = ""
-    with subprocess.Popen(LINE, cwd=CHECKOUT, stdout=subprocess.PIPE, start_new_session=True) as process:
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(
+            subprocess.Popen(LINE, cwd=CHECKOUT, stdout=subprocess.PIPE, start_new_session=True)
+        )
+        stack.callback(process.kill)  # or leaving this block would wait for one that did not end
         assert process.stdout
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while "Ctrl-C" not in said:
                 more = os.read(process.stdout.fileno(), 4096) if selector.select(120) else b""
                 if not more:
-                    process.kill()
                     pytest.fail(f"it did not get ready, and said: {said}")
                 said += more.decode()
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
