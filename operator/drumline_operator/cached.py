@@ -197,7 +197,7 @@ class CachedCluster:
     async def _refresh(self, kind: str, namespace: str, name: str) -> Kept | None:
         text = await self._kube.read(kind, namespace or None, name)
         if text is not None:
-            self._store.seen(kind, text)
+            self._store.seen(kind, text, looked=True)
             return self._store.peek(kind, namespace, name)
         old = self._store.peek(kind, namespace, name)
         if old is not None:

@@ -83,15 +83,15 @@ class Store:
         """Return a number that is another one after every change of a kind's objects."""
         return self._states.get(kind, 0)
 
-    def seen(self, kind: str, text: bytes | Raw) -> None:
-        """A watch, or a look of our own, has shown an object."""
+    def seen(self, kind: str, text: bytes | Raw, *, looked: bool = False) -> None:
+        """A watch has shown an object; ``looked``: it was read, and its watch comes to that version in its own time."""
         kept = keep(kind, text)
         place = kind, kept.namespace, kept.name
-        own = kept.version in self._unseen.get(place, ())
-        self._passed(place, kept.version)
-        now = self.peek(*place)
-        if now is not None and now.version > kept.version and not own and kept.uid not in self._buried.get(kind, ()):
-            self._tell(Change(kind, now, now))
+        now, own = self.peek(*place), kept.version in self._unseen.get(place, ())
+        if not looked:
+            self._passed(place, kept.version)
+            if now is not None and now.version > kept.version and not own:
+                self._tell_again(kind, now)
         self._put(kind, kept, told=True)
 
     def gone(self, kind: str, text: bytes | Raw) -> None:
@@ -114,12 +114,17 @@ class Store:
         """
         present = set()
         for kept in found:
-            present.add((kept.namespace, kept.name))
-            self._passed((kind, kept.namespace, kept.name), kept.version)
+            place = kind, kept.namespace, kept.name
+            present.add(place[1:])
+            now, own = self.peek(*place), kept.version in self._unseen.get(place, ())
+            self._passed(place, kept.version)
+            # The watch goes on behind the list: whatever was written before an answer of ours is not shown any more.
+            if now is not None and (now.version == kept.version if own else now.version > kept.version):
+                self._tell_again(kind, now)
             self._put(kind, kept, told=True)
         self._buried.pop(kind, None)
-        for place, old in list(self._objects.get(kind, {}).items()):
-            if place not in present and namespace in {None, old.namespace} and old.version <= version:
+        for named, old in list(self._objects.get(kind, {}).items()):
+            if named not in present and namespace in {None, old.namespace} and old.version <= version:
                 self._drop(kind, old)
                 self._tell(Change(kind, old, None))
 
@@ -142,7 +147,7 @@ class Store:
         finally:
             del self._writing[place]
             for change in writing.shown:
-                if change.new is None or change.new.version != writing.answer:
+                if change.new is None or change.new is change.old or change.new.version != writing.answer:
                     self.on_change(change)
 
     def deleted(self, kind: str, namespace: str, name: str, uid: str) -> None:
@@ -172,6 +177,10 @@ class Store:
             self._by_app.setdefault((kind, kept.namespace, kept.app), set()).add(kept.name)
         if told and (old is None or old.data != kept.data or kind in _BY_VERSION):
             self._tell(Change(kind, old, kept))
+
+    def _tell_again(self, kind: str, now: Kept) -> None:
+        """Others have written what a later answer to us already holds: the object as it is was not looked at since."""
+        self._tell(Change(kind, now, now))
 
     def _tell(self, change: Change) -> None:
         writing = self._writing.get((change.kind, change.any.namespace, change.any.name))

@@ -254,12 +254,12 @@ def test_ctrl_c_of_a_stream_cancels_its_request(stepping: tuple[Running, str]) -
 # -- run
 
 
-@pytest.mark.linux  # looks at /proc
 def test_the_process_that_began_to_import_before_the_server_is_the_ranks_parent(painting: tuple[Running, str]) -> None:
     (nursery,) = psutil.Process(painting[0].process.pid).children()
     assert len(nursery.children()) == 2
 
 
+@pytest.mark.linux  # looks at /proc
 def test_the_serving_process_does_not_load_torch(painting: tuple[Running, str]) -> None:
     maps = Path(f"/proc/{painting[0].process.pid}/maps").read_text()
     assert "msgspec" in maps

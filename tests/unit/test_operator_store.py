@@ -72,12 +72,39 @@ def test_what_others_wrote_just_before_a_write_of_our_own_is_told_once(store: St
     assert versions(store) == {"a": 8}
 
 
-def test_a_list_is_as_good_as_the_watch(store: Store, told: list[Change]) -> None:
+@pytest.mark.parametrize("listed", [3, 5])
+def test_a_list_hides_what_others_wrote_before_it_so_the_object_is_looked_at(
+    store: Store, told: list[Change], listed: int
+) -> None:
+    """Its watch goes on behind the list: nobody shows their third version any more."""
+    store.seen("Service", service(version=1))
     store.written("Service", service(version=5, port=5))
-    store.replace("Service", None, [keep("Service", service(version=5, port=5))], version=8)
+    told.clear()
+    store.replace("Service", None, [keep("Service", service(version=listed, port=listed))], version=8)
+    assert [change.any.version for change in told] == [5]
     store.seen("Service", service(version=5, port=5))
-    assert told == []
+    store.replace("Service", None, [keep("Service", service(version=5, port=5))], version=9)
+    assert len(told) == 1
     assert store._unseen == {}
+
+
+def test_a_look_does_not_speak_for_the_watch(store: Store, told: list[Change]) -> None:
+    """It shows our own fifth version later, which is no news."""
+    store.seen("Service", service(version=1))
+    store.written("Service", service(version=5, port=5))
+    store.seen("Service", service(version=6, port=6), looked=True)
+    told.clear()
+    store.seen("Service", service(version=5, port=5))
+    store.seen("Service", service(version=6, port=6))
+    assert told == []
+
+
+def test_what_is_told_during_a_write_that_changes_nothing_is_told(store: Store, told: list[Change]) -> None:
+    store.written("Service", service(version=5, port=5))
+    with store.writing("Service", "n", "a"):
+        store.seen("Service", service(version=3))
+        store.written("Service", service(version=5, port=5))
+    assert [change.any.version for change in told] == [5]
 
 
 def test_what_does_not_count_is_not_told(store: Store, told: list[Change]) -> None:

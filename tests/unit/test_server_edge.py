@@ -21,7 +21,8 @@ from drumline.runner.status import RunnerStatus
 from drumline.runner.ticket import Ticket
 from drumline.server import limits
 from drumline.server.app import create_app
-from drumline.server.edge import Addresses
+from drumline.server.body_budget import BodyBudget
+from drumline.server.edge import Addresses, RefusedError, _Incoming
 from drumline.server.service import Phase, Service
 
 LEFT = {"type": "http.disconnect"}
@@ -532,3 +533,25 @@ class TestApps:
         wrong = await Client(app, "GET", "/", body=b"").answer()
         assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
         assert wrong.json()["type"].endswith("/method-not-allowed")
+
+
+async def test_a_body_that_was_refused_stays_refused() -> None:
+    """An endpoint that asks once more, after others made room, must not get the rest without the part that was dropped."""
+    bodies = BodyBudget(100_000, 25_000)
+    others = SimpleNamespace(body_bytes=0)
+    bodies.hold(others, 90_000)
+    parts = iter([b"a" * 10, b"b" * 70_000, b"c" * 10])
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": next(parts), "more_body": True}
+
+    incoming = _Incoming(SimpleNamespace(receive=receive, body_bytes=0), 80_000, bodies)  # type: ignore[arg-type]
+    await incoming.begin()
+    assert (await incoming.receive())["body"] == b"a" * 10
+    with pytest.raises(RefusedError) as caught:
+        await incoming.receive()
+    assert caught.value.problem.suffix == "too-many-bytes"
+    bodies.release(others)
+    with pytest.raises(RefusedError):
+        await incoming.receive()
+    assert bodies.held == 0

@@ -84,7 +84,7 @@ class RunnerSettings(BaseModel):
     max_bodies_bytes: int = Field(
         default=1 << 30,
         ge=1,
-        description="request bodies over 64 KiB that arrive, wait or run, together; at least max_body_bytes count",
+        description="request bodies over 64 KiB that arrive, wait or run, together; at least 4 times max_body_bytes count",
     )
     max_connections: int = Field(
         default=2048, ge=8, description="open client connections; one more cuts the one that has waited longest"

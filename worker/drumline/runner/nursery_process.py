@@ -103,9 +103,17 @@ def start_early(asked: Asked) -> None:
     """Let a nursery import what a runner will ask for, while this process still imports its server.
 
     The first runner that asks for the same takes it over (:func:`directory_for`); without one it ends with this process.
+    Where no process can be started, nothing happens: the runner tries again, and tells.
     """
-    if asked not in _early:
-        _early[asked] = early = NurseryProcess(asked, tempfile.mkdtemp(prefix="drumline-"))
+    if asked in _early:
+        return
+    with suppress(OSError):
+        directory = tempfile.mkdtemp(prefix="drumline-")
+        try:
+            _early[asked] = early = NurseryProcess(asked, directory)
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         atexit.register(_discard, early)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from drumline import problems
 
 #: Bodies up to this size are always taken: many calls are small, and must come through whatever large ones do.
 SMALL_BYTES = 64 << 10
+#: Bodies of the largest size that fit whatever was set, so that one does not keep out all others.
+_LARGEST: Final = 4
 
 
 class Holder(Protocol):
@@ -25,11 +27,11 @@ class BodyBudget:
 
     Args:
         most: bytes of all together.
-        largest: bytes of one; ``most`` is never less.
+        largest: bytes of one; ``most`` is never less than four of these.
     """
 
     def __init__(self, most: int, largest: int) -> None:
-        self._most = max(most, largest)
+        self._most = max(most, _LARGEST * largest)
         self.held = 0
 
     def hold(self, holder: Holder, size: int) -> None:

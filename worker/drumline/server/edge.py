@@ -205,6 +205,8 @@ class _Incoming:
         self._bytes = 0
         self._max_bytes = max_bytes
         self._bodies = bodies
+        self._seconds = limits.body_deadline(max_bytes)
+        self._refused: Problem | None = None
         self._first: Message | None = None
         self._gone = asyncio.Event()
         self._complete = False
@@ -218,20 +220,26 @@ class _Incoming:
         if self._first is not None:
             first, self._first = self._first, None
             return first
+        if self._refused is not None:  # whoever asks again must not get the rest of it
+            raise RefusedError(self._refused)
         if not self._complete:
             try:
                 return await self._next()
             except ProblemError as error:
+                self._refused = error.problem
                 raise RefusedError(error.problem) from error
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
     async def _next(self) -> Message:
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
-            async with asyncio.timeout(limits.BODY_IDLE_SECONDS):
+            async with asyncio.timeout(min(limits.BODY_IDLE_SECONDS, self._seconds)):
                 message = await self._exchange.receive()
         except TimeoutError:
             raise ProblemError(problems.make("body-timeout", "The rest of the body did not arrive.")) from None
+        self._seconds -= clock() - began  # only waiting counts: an endpoint may take its time between two parts
         if message["type"] == "http.disconnect":
             self._gone.set()
             self._complete = True
