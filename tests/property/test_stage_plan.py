@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drumline.errors import ConfigurationError, InvalidPayload
@@ -68,6 +68,7 @@ def test_a_known_bubble() -> None:
 
 
 @given(st.integers(1, 500), st.integers(0, 100), st.floats(1e-6, 1), st.floats(0, 1e-6))
+@example(57, 57, 0.7301930787040583, 0.0)  # times 57, by 57, is more
 def test_the_rate_goes_up_then_down_within_its_bounds(total: int, warmup: int, peak: float, floor: float) -> None:
     rates = [warmup_cosine(step, total=total, peak=peak, warmup=warmup, floor=floor) for step in range(total)]
     assert all(0 < rate <= peak for rate in rates)

@@ -24,7 +24,7 @@ def warmup_cosine(step: int, *, total: int, peak: float, warmup: int = 0, floor:
         floor: the rate after the last step.
     """
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * ((step + 1) / warmup)  # in this order it never rounds to above the peak
     if total <= warmup:
         return peak
     share = min(1.0, (step - warmup) / (total - warmup))
