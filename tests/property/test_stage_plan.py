@@ -69,6 +69,7 @@ def test_a_known_bubble() -> None:
 
 @given(st.integers(1, 500), st.integers(0, 100), st.floats(1e-6, 1), st.floats(0, 1e-6))
 @example(57, 57, 0.7301930787040583, 0.0)  # times 57, by 57, is more
+@example(9, 0, 1.482110300310184e-05, 6.452473877751074e-08)  # less the floor, plus the floor, is another one
 def test_the_rate_goes_up_then_down_within_its_bounds(total: int, warmup: int, peak: float, floor: float) -> None:
     rates = [warmup_cosine(step, total=total, peak=peak, warmup=warmup, floor=floor) for step in range(total)]
     assert all(0 < rate <= peak for rate in rates)

@@ -25,10 +25,10 @@ def warmup_cosine(step: int, *, total: int, peak: float, warmup: int = 0, floor:
     """
     if step < warmup:
         return peak * ((step + 1) / warmup)  # in this order it never rounds to above the peak
-    if total <= warmup:
+    if total <= warmup or step == warmup:
         return peak
     share = min(1.0, (step - warmup) / (total - warmup))
-    return floor + (peak - floor) * (1 + math.cos(math.pi * share)) / 2
+    return min(peak, floor + (peak - floor) * (1 + math.cos(math.pi * share)) / 2)
 
 
 def set_learning_rate(optimizers: Iterable[Any], rate: float) -> None:
