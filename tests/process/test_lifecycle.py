@@ -201,6 +201,13 @@ async def test_a_server_that_cannot_listen_leaves_no_early_nursery(stuck_import:
     assert process.returncode == 2
 
 
+async def test_a_working_directory_that_does_not_exist_is_named() -> None:
+    runner = DistributedRunner(AsyncEcho, device="cpu", cwd="/nonexistent")
+    with pytest.raises(SetupFailed, match="No such file or directory: '/nonexistent'"):
+        await runner.start()
+    await runner.stop()
+
+
 BROKEN = {
     "raise SystemExit('no license')": "SystemExit: no license",
     "import nonexistent_module_xyz": "ModuleNotFoundError: No module named 'nonexistent_module_xyz'",

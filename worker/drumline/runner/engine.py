@@ -144,9 +144,9 @@ class Engine:
         if self._directory is None:
             self._directory = directory_for(asked)
         if self.nursery is None or not self.nursery.alive:
-            on_report = make_on_report(lambda: self.incarnation)
-            self.nursery = NurseryHandle(self._directory, on_report, self._nursery_lost)
-            self.nursery.start(asked)
+            new = NurseryHandle(self._directory, make_on_report(lambda: self.incarnation), self._nursery_lost)
+            new.start(asked)
+            self.nursery = new
         return self.nursery
 
     def reload(self) -> None:
