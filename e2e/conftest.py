@@ -26,8 +26,9 @@ from e2e.harness.operator import Operator
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-#: Seconds for a scenario, unless it says otherwise: a limit for a busy machine with two cores.
-TIMEOUT = 600
+#: Seconds for a scenario, unless it says otherwise: a limit for a busy machine with two cores. Elsewhere the first one also
+#: has the images built and brought into every node: the worker's are gigabytes that are copied three times.
+TIMEOUT = 600 if os.environ.get("CLUSTER", "local") == "local" else 1800
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

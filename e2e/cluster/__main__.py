@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from . import fake_nodes, machine, pins, project, provider, schemas
+from . import fake_nodes, kind, machine, pins, project, provider, schemas
 from .builder import Builder
 from .envtest import EnvTest
 from .errors import ClusterError
@@ -184,11 +184,17 @@ def run(arguments: argparse.Namespace) -> int:
         case "prepare":
             if reason := provider.obstacle():
                 print(f"no scenarios on a real cluster: {reason}")
-            elif provider.kind_of_cluster() == "local":
-                machine.install()
-                Store().ensure(pins.CLUSTER_PROGRAMS)
-                for role in project.ROLES:  # a first build takes longer than a test may
-                    project.ProjectImage(role).layout(Builder(report=say))
+                return 0
+            # A first build takes longer than a test may.
+            match provider.kind_of_cluster():
+                case "local":
+                    machine.install()
+                    Store().ensure(pins.CLUSTER_PROGRAMS)
+                    for image in map(project.ProjectImage, project.ROLES):
+                        image.layout(Builder(report=say))
+                case "kind":
+                    for image in map(project.ProjectImage, project.ROLES):
+                        kind.build(image.reference, image.dockerfile, image.checkout)
             return 0
         case "conform":
             return conform(Store(), arguments.manifests, arguments.crd)

@@ -12,13 +12,15 @@ from typing import Any
 
 from . import objects
 from .errors import ClusterError
-from .layout import CHECKOUT, NODE_LABEL, Layout, Shape
-from .nodes import gpus_of, is_usable
+from .layout import CHECKOUT, GPU_RESOURCE, NODE_LABEL, Layout, Shape
+from .nodes import gpus_of, is_ready, is_usable, state
 from .process import command
 from .store import Store
 
 CONFIG = CHECKOUT / "e2e" / "kind.yaml"
 NAME = "drumline"
+#: Names another image of nodes than kind's own default: another version of Kubernetes.
+NODE_IMAGE = "E2E_KIND_IMAGE"
 #: A node of kind first pulls its image.
 LIMIT = "300s"
 
@@ -64,6 +66,8 @@ class KindCluster:
         self.layout.state.mkdir(parents=True, exist_ok=True)
         if NAME not in command("kind", "get", "clusters").split():
             arguments = [f"--name={NAME}", f"--config={CONFIG}", f"--kubeconfig={self.kubeconfig}", f"--wait={LIMIT}"]
+            if image := os.environ.get(NODE_IMAGE):
+                arguments.append(f"--image={image}")
             command("kind", "create", "cluster", *arguments)
         elif not self.kubeconfig.exists():
             command("kind", "export", "kubeconfig", f"--name={NAME}", f"--kubeconfig={self.kubeconfig}")
@@ -106,9 +110,7 @@ class KindCluster:
             dockerfile: The Dockerfile.
             context: The folder that COPY sees.
         """
-        # `docker save` leaves attestations out where Docker keeps images in containerd, and kind then misses them.
-        plain = os.environ | {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
-        command("docker", "build", f"--tag={name}", f"--file={dockerfile}", str(context), env=plain)
+        build(name, dockerfile, context)
         nodes = ",".join(each["metadata"]["name"] for each in self._nodes(f"--selector={NODE_LABEL}=true"))
         command("kind", "load", "docker-image", name, f"--name={NAME}", f"--nodes={nodes}")
 
@@ -121,9 +123,33 @@ class KindCluster:
         return os.environ | {"KUBECONFIG": str(self.kubeconfig)}
 
 
+def build(name: str, dockerfile: Path, context: Path) -> None:
+    """Build a Dockerfile with Docker, such that kind can load the image.
+
+    Args:
+        name: Of the image, full and with a tag.
+        dockerfile: The Dockerfile.
+        context: The folder that COPY sees.
+
+    Raises:
+        ClusterError: The build failed; the message has its output.
+    """
+    # `docker save` leaves attestations out where Docker keeps images in containerd, and kind then misses them.
+    # Docker before 23 builds with BuildKit, which the Dockerfiles need, only when it is told to.
+    plain = os.environ | {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1", "DOCKER_BUILDKIT": "1"}
+    command("docker", "build", f"--tag={name}", f"--file={dockerfile}", str(context), env=plain)
+
+
 def report_nodes(nodes: list[dict[str, Any]], say: Callable[[str], None]) -> bool:
-    """Say which nodes are usable and how many GPUs they have; whether there is at least one and all are."""
+    """Say what nodes are and how many GPUs they have.
+
+    Args:
+        nodes: Of a cluster whose control plane may have a taint that keeps pods away.
+        say: Told a line for each.
+
+    Returns:
+        Whether all are Ready and one with GPUs takes pods.
+    """
     for node in nodes:
-        state = "Ready" if is_usable(node) else "not usable"
-        say(f"{node['metadata']['name']:32} {state:12} {gpus_of(node)} GPUs")
-    return bool(nodes) and all(map(is_usable, nodes))
+        say(f"{node['metadata']['name']:32} {state(node)}, {GPU_RESOURCE} {gpus_of(node)}")
+    return all(map(is_ready, nodes)) and any(is_usable(node) and gpus_of(node) for node in nodes)

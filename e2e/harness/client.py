@@ -25,6 +25,8 @@ _END: Final = ": ended with "
 PROXY_SECONDS: Final = 90.0
 #: For one answer.
 ANSWER_SECONDS: Final = 120
+#: For a connection: one that is begun before a node's rules are there may never get anywhere, a new one does.
+CONNECT_SECONDS: Final = 5
 #: Between two calls of a caller, which would otherwise take the CPU from the pods that a test waits for.
 PACE_SECONDS: Final = 0.1
 #: What curl then says: no such name, no connection, or (where that was asked for) no answer in a short time.
@@ -109,7 +111,8 @@ class Client:
             options: More of curl's.
         """
         body = [] if payload is None else ["--data", json.dumps(payload)]
-        line = ["curl", "-sS", "--max-time", str(ANSWER_SECONDS), *options, "-w", "\n%{http_code}", *body, url]
+        limits = ["--connect-timeout", str(CONNECT_SECONDS), "--max-time", str(ANSWER_SECONDS)]
+        line = ["curl", "-sS", *limits, *options, "-w", "\n%{http_code}", *body, url]
         deadline = time.monotonic() + PROXY_SECONDS
         while True:
             try:

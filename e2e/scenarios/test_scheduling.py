@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,8 @@ def test_gpus_that_are_all_taken_and_then_free(kube: Kube, client: Client, probe
     second = App(kube, gpu_app("second"))
     said = second.says("Ready", "False", "InsufficientGPUs")
     assert f"Insufficient {GPU}" in said, "the scheduler's own words"
-    assert "0/2 nodes are available" in second.says("Scheduled", "False", "InsufficientGPUs")
+    # A control plane that takes no pods may be counted, too.
+    assert re.search(r"0/[23] nodes are available", second.says("Scheduled", "False", "InsufficientGPUs"))
     second.reported("Warning InsufficientGPUs")
     kube("scale", "dapp/first", "--replicas=1")
     second.ready()

@@ -2,17 +2,20 @@
 
 import json
 import os
+import socket
 import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 ACCOUNT = Path(os.environ.get("SERVICE_ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
 #: Service rules on a node follow the app's readiness with some delay.
 ROUTE_SECONDS = 60
+#: A connection that is begun before those rules may never get anywhere: its packets go where the first one went.
+CONNECT_SECONDS = 3
 RANKS, VALUE = 2, 20
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -77,9 +80,10 @@ def call(url: str) -> dict:
     """
     body = json.dumps({"value": VALUE}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    deadline = time.monotonic() + ROUTE_SECONDS
+    address, deadline = urlsplit(url), time.monotonic() + ROUTE_SECONDS
     while True:
         try:
+            socket.create_connection((address.hostname, address.port or 80), CONNECT_SECONDS).close()
             with DIRECT.open(request, timeout=ROUTE_SECONDS) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
