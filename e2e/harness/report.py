@@ -12,6 +12,8 @@ from e2e.harness.operator import Operator
 _KINDS: Final = "dapp,deployment,replicaset,pod,service,endpointslices,pdb"
 #: Characters of one section: its end, where the news is.
 _LONGEST: Final = 20_000
+#: Whose logs are read, the newest: a ReplicaSet whose pods a node refuses makes thousands.
+_PODS: Final = 12
 
 
 def sections(kube: Kube, operator: Operator | None) -> Iterator[tuple[str, str]]:
@@ -20,10 +22,10 @@ def sections(kube: Kube, operator: Operator | None) -> Iterator[tuple[str, str]]
     yield "apps", _said(lambda: kube("get", "dapp", "--output=yaml"))
     yield "pods", _said(lambda: kube("describe", "pods"))
     yield "events", _said(lambda: kube("get", "events", "--sort-by=.metadata.creationTimestamp"))
-    names = _said(lambda: kube("get", "pods", "--output=name")).split()
-    for name in names:
-        if name.startswith("pod/"):
-            yield f"logs of {name}", _logs(kube, name)
+    names = _said(lambda: kube("get", "pods", "--output=name", "--sort-by=.metadata.creationTimestamp")).split()
+    pods = [name for name in names if name.startswith("pod/")]
+    for name in pods[-_PODS:]:
+        yield f"logs of {name}", _logs(kube, name)
     yield "nodes", _said(lambda: kube("get", "nodes", "--output=wide"))
     if operator is not None:
         yield "logs of the operator", _said(operator.logs)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from e2e.cluster.layout import NODE_LABEL
 from e2e.harness import apps
 from e2e.harness.apps import App
 from e2e.harness.client import Client
@@ -166,7 +167,7 @@ def test_trouble_has_a_reason_and_a_cure(kube: Kube, name: str) -> None:
 
 def test_a_pod_that_its_node_refuses(kube: Kube) -> None:
     """Past the scheduler, so that the kubelet is the one who counts; it goes on by itself when there is room."""
-    node = kube.list("node")[0]["metadata"]["name"]
+    node = kube.list("node", f"{NODE_LABEL}=true")[0]["metadata"]["name"]
     asks = {"requests": {"cpu": "1000", "memory": "128Mi"}}
     app = App(kube, apps.app("refused", resources=asks, podTemplate={"spec": {"nodeName": node}}))
     live = app.shows("RanksReady", "False", "RefusedByNode")

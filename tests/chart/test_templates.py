@@ -76,9 +76,11 @@ def test_two_replicas_that_keep_apart(defaults: list[Object]) -> None:
     deployment = one(defaults, "Deployment")
     assert deployment["spec"]["replicas"] == 2
     selector = deployment["spec"]["selector"]["matchLabels"]
-    constraints = pod(defaults)["spec"]["topologySpreadConstraints"]
-    assert [each["topologyKey"] for each in constraints] == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
-    assert all(each["labelSelector"]["matchLabels"] == selector for each in constraints)
+    apart = pod(defaults)["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    terms = [each["podAffinityTerm"] for each in apart]
+    assert [each["topologyKey"] for each in terms] == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+    assert all(each["labelSelector"]["matchLabels"] == selector for each in terms)
+    assert "topologySpreadConstraints" not in pod(defaults)["spec"], "nodes without a zone would count for none of them"
     budget = one(defaults, "PodDisruptionBudget")["spec"]
     assert (budget["maxUnavailable"], budget["selector"]["matchLabels"]) == (1, selector)
     assert one(defaults, "Service")["spec"]["selector"] == selector
