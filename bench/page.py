@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -101,13 +102,29 @@ def _peers(document: dict[str, Any]) -> str:
     for key, title in _titles().items():
         cells = [_cell(figures, name, key) for name in names]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines += ["", "In brackets: how many times ours.", ""]
+    lines += ["", "In brackets: how many times ours.", "", *_better(document), ""]
     lines += [f"![{_titles()[key]}](performance/{key}.svg)" for key in _PLOTTED]
     lines += ["", "### When the process that works on a request is killed", ""]
     lines += ["| | the request in flight | its client knew after | served again after |", "|---|---|---|---|"]
     for name, end in document["deaths"].items():
         lines.append(f"| {name} | {end['answer']} | {_seconds(end['told_s'])} | {_seconds(end['back_s'])} |")
     return "\n".join(lines) + "\n"
+
+
+def _better(document: dict[str, Any]) -> Iterator[str]:
+    """Say where others are better than ours with as many ranks, the floor among them: it does without ranks."""
+    figures, contestants = document["figures"], document["contestants"]
+    ours = {contestants[name]["ranks"]: name for name in figures if name.startswith("drumline")}
+    for name in (name for name in figures if name not in ours.values()):
+        beside = ours.get(contestants[name]["ranks"], "drumline")
+        found = []
+        for key, title in _titles().items():
+            theirs, mine = figures[name].get(key), figures[beside].get(key)
+            if theirs and mine:
+                ratio = median(mine) / median(theirs) if key in _LESS_IS_BETTER else median(theirs) / median(mine)
+                if ratio > 1:
+                    found.append(f"{title.partition(' (')[0]} {number(ratio)}x")
+        yield f"- **{name}** is better than `{beside}` in: {'; '.join(found) or 'nothing'}."
 
 
 def _chaos(document: dict[str, Any]) -> str:
@@ -131,6 +148,9 @@ def _chaos(document: dict[str, Any]) -> str:
         *(f"| {kind} | {count} | {document['slowest_s'][kind]:.1f} s |" for kind, count in document["faults"].items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+_LESS_IS_BETTER = {measure.key for measure in MEASURES if not measure.more_is_better} | {"start", "memory"}
 
 
 def _titles() -> dict[str, str]:

@@ -32,9 +32,7 @@ async def rounds(
     with ExitStack() as stack:
         servers = []
         for contestant in contestants:
-            started = time.perf_counter()
             servers.append(stack.enter_context(running(contestant)))
-            figures[contestant.name]["start"] = [time.perf_counter() - started]
             _say(f"{contestant.name} serves")
         for i in range(count):
             for measure in measures:
@@ -46,6 +44,23 @@ async def rounds(
         for server in servers:
             figures[server.contestant.name]["memory"] = [server.memory() / (1 << 20)]
     return figures
+
+
+def starts(contestants: list[Contestant], count: int) -> dict[str, list[float]]:
+    """Start every contestant alone, one after another in every round; seconds from the command to the first answer.
+
+    There is one round more, which does not count: it has the files of each in memory, where those of the one before are.
+    """
+    seconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    for i in range(count + 1):
+        for contestant in contestants:
+            started = time.perf_counter()
+            with running(contestant):
+                took = time.perf_counter() - started
+            if i:
+                seconds[contestant.name].append(took)
+        _say(f"starts, round {i} of {count}" if i else "all have been started once")
+    return seconds
 
 
 async def deaths(contestants: list[Contestant]) -> dict[str, Death]:
@@ -134,7 +149,10 @@ def main() -> int:
         help="ours and the floor alone, --quick; fails when less than half as good as committed",
     )
     parser.add_argument("--no-deaths", action="store_true", help="kill nothing")
+    parser.add_argument("--starts", action="store_true", help="measure starts alone, anew, into the committed figures")
     args = parser.parse_args()
+    if args.starts:
+        return _starts_anew(args.rounds or 5)
     if args.check:
         args.quick, args.only, args.no_deaths = True, ["floor", "drumline"], True
     count = args.rounds or (1 if args.quick else 5)
@@ -142,6 +160,9 @@ def main() -> int:
     facts: dict[str, Any] = machine()
     meter = Others()
     figures = asyncio.run(rounds(chosen, count, QUICK if args.quick else Effort()))
+    if not args.check:
+        for name, seconds in starts(chosen, 1 if args.quick else count).items():
+            figures[name]["start"] = seconds
     others = meter.share()
     _say(f"others had {others:.0%} of the machine")
     ends = {} if args.no_deaths else asyncio.run(deaths(chosen))
@@ -166,6 +187,17 @@ def main() -> int:
         path = RESULTS / f"{file}.json"
         path.write_text(json.dumps(document, indent=1) + "\n")
         print(f"saved as {path.relative_to(RESULTS.parents[1])}")
+    return 0
+
+
+def _starts_anew(count: int) -> int:
+    path = RESULTS / "peers.json"
+    document = json.loads(path.read_text())
+    chosen = [contestant for contestant in CONTESTANTS if contestant.name in document["figures"]]
+    for name, seconds in starts(chosen, count).items():
+        document["figures"][name]["start"] = seconds
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(table(document["figures"]))
     return 0
 
 
