@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import json
 import socket
 import time
@@ -222,3 +223,21 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
             body = json.dumps({"prompt": str(n)}).encode()
             raw.send(HEAD + b"x-api-key: k1\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         assert [raw.answer()[2]["prompt"] for _ in range(3)] == ["0", "1", "2"]
+
+
+def test_an_answer_has_the_same_headers_on_a_connection_that_stays_and_on_one_that_is_closed(server: Server) -> None:
+    """We write the first ourselves, uvicorn the second."""
+    answers = []
+    for last in (b"", b"connection: close\r\n"):
+        with Raw(server) as raw:
+            body = json.dumps({"prompt": "same"}).encode()
+            head = HEAD + b"x-api-key: k1\r\nx-request-id: mine\r\n" + last
+            for _ in range(1 if last else 2):  # the second on a connection shows that the first has left it in order
+                raw.send(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+                answers.append(raw.answer())
+            assert not last or raw.closed()
+    for _, headers, _ in answers:
+        assert email.utils.parsedate_to_datetime(headers.pop("date")).tzinfo is not None
+    assert answers[2][1].pop("connection") == "close"
+    assert answers[0] == answers[1] == answers[2]
+    assert set(answers[0][1]) == {"content-type", "content-length", "x-request-id"}

@@ -9,10 +9,9 @@ refused: a proxy in front must see the same requests as we do.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
@@ -37,30 +36,31 @@ class _RefusedHeadError(Exception):
     """Ends the parser: nothing that follows on this connection is read."""
 
 
-class _Parts:
-    """Takes the place of a transport while a whole response is put together."""
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
-
-
 class _Date:
     """The date header, made anew when a request comes in another second: an idle server has no clock to turn."""
 
     def __init__(self) -> None:
         self._second = 0
         self._headers: list[tuple[bytes, bytes]] = []
+        self._line = b""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the header of this second."""
+        """Return the header of this second, for uvicorn."""
+        self._turn()
+        return self._headers
+
+    def line(self) -> bytes:
+        """Return the same as it is on the wire."""
+        self._turn()
+        return self._line
+
+    def _turn(self) -> None:
         second = int(time.time())
         if second != self._second:
             self._second = second
-            self._headers = [(b"date", formatdate(second, usegmt=True).encode())]
-        return self._headers
+            value = formatdate(second, usegmt=True).encode()
+            self._headers = [(b"date", value)]
+            self._line = b"date: " + value + b"\r\n"
 
 
 _date = _Date()
@@ -225,21 +225,28 @@ class Connection(HttpToolsProtocol):
         """Cut the connection."""
         self.transport.abort()
 
-    @contextlib.contextmanager
-    def one_write(self) -> Iterator[None]:
-        """Send what is answered meanwhile, a whole response, with one system call instead of two."""
+    def answer(self, status: int, headers: bytes, body: bytes) -> bool:
+        """Send a whole response with one system call, past the checks that uvicorn makes of every header.
+
+        Args:
+            status: of the response.
+            headers: as on the wire, each with its line end; ``content-length`` is among them. The date is added.
+            body: of that length.
+
+        Returns:
+            Whether it was sent. If not, nothing was, and uvicorn has to do it: it also waits for slow clients, closes
+            connections that are not kept, and knows those that are gone.
+        """
         cycle = self._running or self.cycle
-        if not cycle.keep_alive or cycle.disconnected:  # the connection is closed after the answer: keep that order
-            yield
-            return
-        parts = _Parts()
-        cycle.transport = parts  # type: ignore[assignment]  # uvicorn only writes to it here
-        try:
-            yield
-        finally:
-            cycle.transport = self.transport
-            if parts.written:
-                self.transport.write(b"".join(parts.written))
+        if not cycle.keep_alive or cycle.disconnected or cycle.response_started or self.flow.write_paused:
+            return False
+        self.transport.write(b"".join((STATUS_LINE[status], _date.line(), headers, b"\r\n", body)))
+        # What uvicorn's own `send` leaves behind.
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
     def pause_writing(self) -> None:
         """The client does not take its answer as fast as it is made."""

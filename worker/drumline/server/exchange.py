@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -25,6 +23,7 @@ SCOPE_KEY: Final = "drumline.exchange"
 CONNECTION_KEY: Final = "drumline.connection"
 
 _JSON = (b"content-type", b"application/json")
+_JSON_HEAD = b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
 _access = logging.getLogger("drumline.access")
 
 
@@ -48,8 +47,8 @@ class Transport(Protocol):
     def abort(self) -> None:
         """Cut the connection, with whatever is still unsent."""
 
-    def one_write(self) -> AbstractContextManager[None]:
-        """Join what is sent meanwhile into one write."""
+    def answer(self, status: int, headers: bytes, body: bytes) -> bool:
+        """Send a whole response with one system call; False: nothing was sent, and ASGI has to do it."""
 
 
 class Exchange:
@@ -172,10 +171,13 @@ class Exchange:
         self.started = True
         self.status = status
         self.sent_bytes = len(body)
-        headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-request-id", self.request_id.encode())]
-        with self.connection.one_write() if self.connection is not None else contextlib.nullcontext():
-            await self._deliver({"type": "http.response.start", "status": status, "headers": headers})
-            await self._deliver({"type": "http.response.body", "body": body})
+        values = (len(body), self.request_id.encode())
+        if self.connection is not None and self.connection.answer(status, _JSON_HEAD % values, body):
+            self.complete = True
+            return
+        headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-request-id", values[1])]
+        await self._deliver({"type": "http.response.start", "status": status, "headers": headers})
+        await self._deliver({"type": "http.response.body", "body": body})
 
     async def problem(self, problem: Problem) -> None:
         """Send a problem as the whole response."""
