@@ -31,8 +31,11 @@ setup: ## Create or refresh .venv from requirements.lock (done by every other ta
 demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, save the images
 	$(PYTHON_HERE) examples/parallel_sdxl/demo.py $(ARGS)
 
-# Where nothing is cached, CI builds what the last four need meanwhile.
-test: lint types layers unit process strategies chart handlers contract scenarios ## Everything that CI checks
+test: lint types layers unit process lanes ## Everything that CI checks
+
+# `+` passes on --keep-going and the like.
+lanes: setup ## A part of `test`: strategies, beside chart, handlers, contract and scenarios
+	+@MAKE="$(MAKE)" tools/lanes
 
 lint: setup ## Style and common mistakes (ruff), and whether what is generated is up to date
 	$(BIN)/ruff check .
