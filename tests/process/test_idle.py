@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 import httpx2
 import pytest
 
-from drumline.server import connections
+from drumline.server import date_header
 from drumline.testing.serving import Server, running, service_for
 
 
@@ -33,5 +33,5 @@ def test_the_date_header_is_that_of_the_request(server: Server, monkeypatch: pyt
 
         began = int(time.time())
         assert began <= date() <= time.time()
-        monkeypatch.setattr(connections.time, "time", lambda: 1e9 + 0.7)
+        monkeypatch.setattr(date_header.time, "time", lambda: 1e9 + 0.7)
         assert date() == 1e9

@@ -16,8 +16,6 @@ from drumline.errors import ConfigurationError
 
 DEFAULT_PORT = 8080
 ENV_PREFIX = "DRUMLINE_"
-#: Variables for the server alone: ranks, and what they start, never have them.
-SERVER_SECRETS = frozenset({"DRUMLINE_API_KEYS"})
 REQUEST_ID_HEADER = "X-Request-Id"
 #: Routes that belong to the server; an App may not declare them.
 RESERVED_PATHS = ("/healthz", "/startupz", "/readyz", "/status", "/metrics", "/openapi.json", "/docs", "/requests")

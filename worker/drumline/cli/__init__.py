@@ -49,5 +49,5 @@ def root(
 
 
 def main() -> None:
-    """Entry point of the ``drumline`` script."""
+    """Parse the command line and do what it says."""
     app()

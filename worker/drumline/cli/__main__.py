@@ -1,5 +1,5 @@
 """``python -m drumline.cli`` is the ``drumline`` command."""
 
-from drumline.cli import main
+from drumline.early import main
 
 main()

@@ -44,9 +44,11 @@ class Engine:
         self.started: asyncio.Future[None]
         self.ended: asyncio.Future[None]
         self.loop = asyncio.get_running_loop()
+        self.now = time.monotonic
         self._observers = observers
         self._on_change = on_change
         self._pending: deque[effects.Effect] = deque()
+        self._over: deque[Ticket] = deque()
         self._performing = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,7 +62,7 @@ class Engine:
     # -- effects
 
     def perform(self, effects: Iterable[effects.Effect]) -> None:
-        """Perform ``effects`` in order; what they cause is performed after them."""
+        """Perform ``effects`` in order, then what they cause; the ranks' next call goes before the answer to the last."""
         self._pending.extend(effects)
         if self._performing:
             return
@@ -70,6 +72,11 @@ class Engine:
                 self._perform(self._pending.popleft())
         finally:
             self._performing = False
+        while self._over:
+            ticket = self._over.popleft()
+            ticket.tell()
+            for observer in self._observers:
+                observer.request_finished(ticket)
 
     def _perform(self, effect: effects.Effect) -> None:
         if isinstance(effect, effects.Send):
@@ -124,12 +131,7 @@ class Engine:
 
     def _fired(self, timer: effects.Timer) -> None:
         self._timers.pop(timer, None)
-        self.perform(self.group.fired(timer, self.now, self.incarnation.laggards({}) if self.incarnation else ()))
-
-    @property
-    def now(self) -> float:
-        """Monotonic seconds."""
-        return time.monotonic()
+        self.perform(self.group.fired(timer, self.now(), self.incarnation.laggards({}) if self.incarnation else ()))
 
     # -- start and end of processes
 
@@ -189,7 +191,7 @@ class Engine:
     def _launch_failed(self, error: DrumlineError, number: int) -> None:
         if number != self.group.incarnation:
             return  # a launch that was given up long ago
-        self.perform(self.group.lost(error, self.now))
+        self.perform(self.group.lost(error, self.now()))
         self._no_processes(number)
 
     def _no_processes(self, number: int) -> None:
@@ -206,15 +208,14 @@ class Engine:
             self.spawn_task(self._setup_too_slow(number))
 
     async def _setup_too_slow(self, number: int) -> None:
-        text = f"setup() did not return within {self.plan.startup_timeout:g} s"
+        limit = f"{self.plan.startup_timeout:g} s"
+        text = f"setup() did not return within {limit}"
         incarnation = self.incarnation
         if incarnation is None or incarnation.number != number:
             if self.nursery is not None:
                 self.nursery.kill()
                 self._renew_nursery = True
-            error = SetupFailed(
-                f"importing the worker's module took longer than {self.plan.startup_timeout:g} s", rank=-1
-            )
+            error = SetupFailed(f"importing the worker's module took longer than {limit}", rank=-1)
             self._launch_failed(error, number)
             return
         stacks = await incarnation.collect_stacks()
@@ -225,7 +226,7 @@ class Engine:
         error = SetupFailed(
             f"{text} on rank {', '.join(map(str, missing))}", rank=rank, remote_traceback=stacks.get(rank, "")
         )
-        self.perform(self.group.lost(error, self.now))
+        self.perform(self.group.lost(error, self.now()))
 
     def _kill(self) -> None:
         incarnation = self.incarnation
@@ -237,7 +238,7 @@ class Engine:
     def _nursery_lost(self) -> None:
         if self.incarnation is not None:
             error = RankLost(-1, reason="ParentLost", message="the ranks' parent process ended, and they with it")
-            self.perform(self.group.lost(error, self.now))  # the cause comes first: ranks that ended are not to blame
+            self.perform(self.group.lost(error, self.now()))  # the cause comes first: ranks that ended are not to blame
             self.incarnation.nursery_lost()
 
     async def close(self) -> None:
@@ -279,7 +280,7 @@ class Engine:
         assert incarnation is not None
         payload = ticket.payload
         assert payload is not None
-        ticket.started_at = now = self.now
+        ticket.started_at = now = self.now()
         ticket.queue_wait = now - ticket.queued_at
         self._flight, self._flight_sequence = ticket, effect.sequence
         incarnation.set_request_id(ticket.request_id)
@@ -304,8 +305,7 @@ class Engine:
         ticket.finish(error)
         if error is None and ticket.run_time is not None:
             self.mean_run_time += (ticket.run_time - self.mean_run_time) * _NEWEST
-        for observer in self._observers:
-            observer.request_finished(ticket)
+        self._over.append(ticket)
 
     # -- events of the incarnation
 
@@ -339,7 +339,7 @@ class Engine:
                 self._ready(rank, message)
             case protocol.SetupRaised():
                 setup_error, peer = verdicts.from_setup(rank, message.failure)
-                self.perform(self.group.setup_failed(rank, setup_error, peer=peer, now=self.now))
+                self.perform(self.group.setup_failed(rank, setup_error, peer=peer, now=self.now()))
             case protocol.TornDown():
                 torn = verdicts.from_failure(rank, message.failure)[0] if message.failure else None
                 self.perform(self.group.torn_down(rank, torn))
@@ -349,7 +349,7 @@ class Engine:
         if ticket is None or message.sequence != self._flight_sequence:
             return
         if ticket.first_event_at is None:
-            ticket.first_event_at = self.now
+            ticket.first_event_at = self.now()
             for observer in self._observers:
                 observer.first_event(ticket, ticket.first_event_at - ticket.queued_at)
         ticket.push(Packed(message.value, buffers))
@@ -357,7 +357,7 @@ class Engine:
     def _answered(self, rank: int, sequence: int, answer: Answer) -> None:
         assert self.incarnation is not None
         self.incarnation.drain_output(rank)
-        self.perform(self.group.answered(rank, sequence, answer, self.now))
+        self.perform(self.group.answered(rank, sequence, answer, self.now()))
 
     def _ready(self, rank: int, message: protocol.Ready) -> None:
         assert self.incarnation is not None
@@ -366,7 +366,7 @@ class Engine:
         effects = self.group.rank_ready(rank)
         if self.group.state == State.READY and len(self.group.ready_ranks) == self.group.world_size:
             self._disarm("startup")
-            seconds = self.now - incarnation.launched_at
+            seconds = self.now() - incarnation.launched_at
             log.info("%d ranks ready on %s (%s) after %.2f s", self.group.world_size, message.device.split(":")[0],
                      message.backend, seconds)  # fmt: skip
             for observer in self._observers:
@@ -380,7 +380,7 @@ class Engine:
 
     def on_exited(self, rank: int, exit_code: int | None, number: int | None) -> None:
         """See :class:`drumline.runner.incarnation.Events`."""
-        self.perform(self.group.exited(rank, RankLost(rank, exit_code=exit_code, signal=number), self.now))
+        self.perform(self.group.exited(rank, RankLost(rank, exit_code=exit_code, signal=number), self.now()))
         self._on_change()
 
     def on_paused(self, rank: int, paused: bool) -> None:
@@ -390,7 +390,7 @@ class Engine:
         self._on_change()
 
     def _lost(self, error: DrumlineError) -> None:
-        self.perform(self.group.lost(error, self.now))
+        self.perform(self.group.lost(error, self.now()))
 
     def on_gone(self) -> None:
         """See :class:`drumline.runner.incarnation.Events`."""

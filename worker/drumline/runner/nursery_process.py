@@ -1,4 +1,7 @@
-"""The nursery's process with our ends of its socket and output; a command may start it before anything else is there."""
+"""The nursery's process with our ends of its socket and output; a command may start it before anything else is there.
+
+So importing this module loads no pydantic: that takes longer than all else until the process is started.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from dataclasses import dataclass
 
 from drumline import framing
 from drumline import nursery_protocol as wire
-from drumline.contract import SERVER_SECRETS
 
+#: Variables for the server alone: ranks, and what they start, never have them.
+SERVER_SECRETS = frozenset({"DRUMLINE_API_KEYS"})
 #: The nursery has nothing to do at the end but to kill ranks and go.
 GOODBYE_SECONDS = 5.0
 
@@ -132,6 +136,7 @@ def started(asked: Asked, directory: str) -> NurseryProcess:
 def _discard(early: NurseryProcess) -> None:
     if _early.pop(early.asked, None) is early:
         early.control.close()
+        early.kill()  # it has no ranks, and may be in the middle of an import: nobody should wait for the end of that
         early.reap()
         os.close(early.output)
         shutil.rmtree(early.directory, ignore_errors=True)

@@ -36,8 +36,8 @@ class Ticket:
     """
 
     __slots__ = (
-        "__weakref__", "_buffer_limit", "_buffered", "_cancel", "_error", "_over", "_silence", "_silence_limit", "_updates",
-        "_waiters", "caller", "deadline", "first_event_at", "headers", "images", "number", "outcome", "payload",
+        "__weakref__", "_buffer_limit", "_buffered", "_cancel", "_error", "_on_over", "_over", "_silence", "_silence_limit",
+        "_updates", "_waiters", "caller", "deadline", "first_event_at", "headers", "images", "number", "outcome", "payload",
         "queue_wait", "queued_at", "request_id", "run_time", "started_at", "stopped_steps", "streaming", "timers", "value",
     )  # fmt: skip
 
@@ -78,6 +78,7 @@ class Ticket:
         self._updates: deque[Packed] = deque()
         self._error: DrumlineError | None = None
         self._over = False
+        self._on_over: Callable[[], None] | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._silence_limit: float | None = None
         self._silence: asyncio.TimerHandle | None = None
@@ -128,7 +129,19 @@ class Ticket:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def tell(self) -> None:
+        """Call whoever wanted to be called, see :meth:`when_over`."""
+        told, self._on_over = self._on_over, None
+        if told is not None:
+            told()
+
     # -- the caller's side
+
+    def when_over(self, told: Callable[[], None]) -> None:
+        """Call ``told`` in the turn of the event loop in which the request ends, at once if it has; it may not raise."""
+        self._on_over = told
+        if self._over:
+            self.tell()
 
     def cancel(self, reason: str = "the request was cancelled") -> None:
         """Cancel the request; it ends soon with ``RequestCancelled``. Without effect when it is over."""
@@ -237,7 +250,7 @@ class Ticket:
     def _waiting_texts(self, id: int, room: int) -> tuple[list[bytes], DrumlineError | None]:
         """Take small updates that wait, ``room`` bytes of text or a little more; stop at one that cannot be carried."""
         texts: list[bytes] = []
-        while self._updates and room > 0 and size_of(self._updates[0]) < _BIG:
+        while self._updates and room > 0 and is_small(self._updates[0]):
             update = self._take()
             try:
                 texts.append(sse.update(id + len(texts), codec.to_json(update.data, update.buffers)))
@@ -252,9 +265,14 @@ def size_of(packed: Packed) -> int:
     return len(packed.data) + sum(memoryview(b).nbytes for b in packed.buffers)
 
 
+def is_small(packed: Packed) -> bool:
+    """Whether ``packed`` is turned into JSON faster than it is handed to a thread."""
+    return size_of(packed) < _BIG
+
+
 async def to_json(packed: Packed) -> bytes:
     """Return ``packed`` as JSON; large values are encoded in a thread so that nobody else waits."""
-    if size_of(packed) < _BIG:
+    if is_small(packed):
         return codec.to_json(packed.data, packed.buffers)
     encoded: Any = await asyncio.to_thread(codec.to_json, packed.data, packed.buffers)
     return bytes(encoded)

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from drumline import codec, details, sse
 from drumline.contract import RunnerSettings
 from drumline.problems import ProblemError, make
-from drumline.runner.ticket import Ticket, to_json
+from drumline.runner.ticket import Ticket, is_small, to_json
 from drumline.server import body, limits
 from drumline.server.body_budget import BodyBudget
 from drumline.server.exchange import Exchange
@@ -23,6 +23,8 @@ log = logging.getLogger("drumline.server")
 #: The run time of one request, and its wait in the queue. The second is what fal's clients send as ``start_timeout``.
 RUN_TIMEOUT_HEADER = "x-request-timeout"
 QUEUE_TIMEOUT_HEADER = "x-fal-request-timeout"
+Work = Coroutine[Any, Any, None]
+
 _IMAGE_FORMATS = {"jpeg": "jpeg", "jpg": "jpeg", "png": "png", "webp": "webp"}
 
 #: Request headers that a worker may see; never credentials.
@@ -53,9 +55,35 @@ class Calls:
 
     async def invoke(self, exchange: Exchange) -> None:
         """Answer with the result as JSON, or with a problem."""
-        ticket = await self._submit(exchange, streaming=False)
-        exchange.tickets = 1
+        ticket = await self._read_and_submit(exchange, streaming=False)
+        await self._answer(exchange, ticket, _Watch(exchange, ticket))
+
+    def begin(self, exchange: Exchange, raw: bytes, spawn: Callable[[Work], None], close: Callable[[], None]) -> None:
+        """Queue a call without a task; it is answered in the turn of the event loop in which it is over.
+
+        Args:
+            exchange: of a connection that answers at once (see ``Transport``).
+            raw: the whole body.
+            spawn: runs what cannot be done at once: waiting for a slow client, encoding a large result, telling an error.
+            close: called after an answer that needed no ``spawn``.
+
+        Raises:
+            DrumlineError, ProblemError: it was not queued.
+        """
+        ticket = self._submit(exchange, raw, *self._check_head(exchange), streaming=False)
         watch = _Watch(exchange, ticket)
+
+        def over() -> None:
+            if _answered_at_once(exchange, ticket):
+                watch.stop()
+                exchange.add(ticket)
+                close()
+            else:
+                spawn(self._answer(exchange, ticket, watch))
+
+        ticket.when_over(over)
+
+    async def _answer(self, exchange: Exchange, ticket: Ticket, watch: _Watch) -> None:
         try:
             text = await to_json(await ticket.result())
         finally:
@@ -68,8 +96,7 @@ class Calls:
 
     async def stream(self, exchange: Exchange) -> None:
         """Answer with an event stream; what is wrong before the request is queued is a problem, not an event."""
-        ticket = await self._submit(exchange, streaming=True)
-        exchange.tickets = 1
+        ticket = await self._read_and_submit(exchange, streaming=True)
         watch = _Watch(exchange, ticket)
         try:
             await exchange.start(200, sse.HEADERS)
@@ -85,19 +112,27 @@ class Calls:
             exchange.outcome = ticket.outcome or "cancelled"
             exchange.add(ticket)
 
-    async def _submit(self, exchange: Exchange, *, streaming: bool) -> Ticket:
-        limit = self._settings.max_body_bytes
+    async def _read_and_submit(self, exchange: Exchange, *, streaming: bool) -> Ticket:
+        timeouts = self._check_head(exchange)
+        raw = await body.read(exchange, self._settings.max_body_bytes, self._bodies)
+        return self._submit(exchange, raw, *timeouts, streaming=streaming)
+
+    def _check_head(self, exchange: Exchange) -> tuple[float, float]:
+        """Refuse what can be refused without the body; return the time-outs for running and for waiting, in seconds."""
         body.check_media_type(exchange)
-        body.check_size(exchange, limit)
+        body.check_size(exchange, self._settings.max_body_bytes)
         run_timeout = _seconds(exchange.headers, RUN_TIMEOUT_HEADER, self._settings.request_timeout)
-        queue_timeout = _seconds(exchange.headers, QUEUE_TIMEOUT_HEADER, self._settings.queue_timeout)
-        raw = await body.read(exchange, limit, self._bodies)
+        return run_timeout, _seconds(exchange.headers, QUEUE_TIMEOUT_HEADER, self._settings.queue_timeout)
+
+    def _submit(
+        self, exchange: Exchange, raw: bytes, run_timeout: float, queue_timeout: float, *, streaming: bool
+    ) -> Ticket:
         payload = codec.from_json(raw) if raw else {}
         self._check(payload, self._runner.request_schema)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("payload %s", raw[:4096].decode("utf-8", "replace"), extra={"request_id": exchange.request_id})
         exchange.hold()
-        return self._runner.submit(
+        ticket = self._runner.submit(
             payload,
             timeout=run_timeout,
             queue_timeout=queue_timeout,
@@ -107,6 +142,20 @@ class Calls:
             caller=exchange.caller,
             headers=passed_headers(exchange.headers),
         )
+        exchange.tickets = 1
+        return ticket
+
+
+def _answered_at_once(exchange: Exchange, ticket: Ticket) -> bool:
+    """Whether the answer could be written without waiting for anything."""
+    value = ticket.value
+    if ticket.outcome != "ok" or value is None or not is_small(value):
+        return False
+    exchange.outcome = "ok"
+    try:
+        return exchange.json_at_once(codec.to_json(value.data, value.buffers))
+    except Exception:  # it happens once more in the task, where it becomes a problem; here it would be the group's
+        return False
 
 
 class _Watch:

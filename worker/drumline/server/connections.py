@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from email.utils import formatdate
 from typing import Any
 
 import httptools
@@ -21,9 +19,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from drumline import problems
 from drumline.problems import Problem
-from drumline.server import limits
+from drumline.server import date_header, limits
 from drumline.server.connection_limit import ConnectionLimit
-from drumline.server.exchange import CONNECTION_KEY
+from drumline.server.exchange import CONNECTION_KEY, Receive, Scope, Send
 
 log = logging.getLogger("drumline.server")
 
@@ -31,48 +29,27 @@ log = logging.getLogger("drumline.server")
 _ONCE = frozenset({b"host", b"authorization", b"x-api-key", b"content-type", b"content-length", b"transfer-encoding"})
 _UPGRADE = frozenset({b"upgrade", b"http2-settings"})
 
+Begin = Callable[[Scope, Receive, Send, bytes], bool]
+
 
 class _RefusedHeadError(Exception):
     """Ends the parser: nothing that follows on this connection is read."""
 
 
-class _Date:
-    """The date header, made anew when a request comes in another second: an idle server has no clock to turn."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._line = b""
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the header of this second, for uvicorn."""
-        self._turn()
-        return self._headers
-
-    def line(self) -> bytes:
-        """Return the same as it is on the wire."""
-        self._turn()
-        return self._line
-
-    def _turn(self) -> None:
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            value = formatdate(second, usegmt=True).encode()
-            self._headers = [(b"date", value)]
-            self._line = b"date: " + value + b"\r\n"
-
-
-_date = _Date()
-
-
 class Connection(HttpToolsProtocol):
-    """One client connection; ``limit`` decides who leaves when there are too many."""
+    """One client connection; ``limit`` decides who leaves when there are too many.
 
-    def __init__(self, limit: ConnectionLimit, *args: Any, **keywords: Any) -> None:
+    ``begin`` is offered a request whose whole body came with its head, and tells whether it has taken it: then it needs no
+    task. It is given scope, receive and send as an ASGI application is, and the body.
+    """
+
+    def __init__(self, limit: ConnectionLimit, begin: Begin, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self._limit = limit
+        self._begin = begin
         self._running: RequestResponseCycle | None = None
+        self._reading = False
+        self._unbegun: Any = None
         self._in_head = False
         self._head_bytes = 0
         self._new_head = False
@@ -129,6 +106,7 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()  # uvicorn stops with the first request that has to wait
 
     def _feed(self, data: bytes) -> None:
+        self._reading = True
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -137,6 +115,10 @@ class Connection(HttpToolsProtocol):
             self._refuse(refusal or problems.make("bad-request", "What was received is not an HTTP request."))
         except httptools.HttpParserUpgrade as offer:
             self._decline(data[offer.args[0] :])
+        finally:
+            self._reading = False
+            if self._unbegun is not None:  # the rest of its body is still to come
+                self._begin_task()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -161,7 +143,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._bodiless_bytes = 0
         self._disarm()
-        self.server_state.default_headers = _date.headers()
+        self.server_state.default_headers = date_header.headers()
         super().on_headers_complete()
 
     def _judged(self) -> Problem | None:
@@ -210,7 +192,34 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        self._unbegun = app
+        if not self._reading:  # its body may be in what is being read
+            self._begin_task()
+
+    def _begin_task(self) -> None:
+        app, self._unbegun = self._unbegun, None
+        assert self._running is not None
+        super()._start_asgi_task(self._running, app)
+
+    def _begun(self, cycle: RequestResponseCycle) -> bool:
+        """Whether the request, which is complete, was taken without a task."""
+        if len(cycle.body) > limits.AT_ONCE_BYTES or cycle.waiting_for_100_continue:
+            return False
+        body, cycle.body = cycle.body, bytearray()
+        asgi: Any = cycle  # uvicorn has types of its own for these three
+        if self._begin(asgi.scope, asgi.receive, asgi.send, bytes(body)):
+            return True
+        cycle.body = body
+        return False
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Give the request in hand, which was begun without a task, one.
+
+        Args:
+            work: what is left to do.
+        """
+        assert self._running is not None
+        super()._start_asgi_task(self._running, lambda *_: work)
 
     @property
     def body_complete(self) -> bool:
@@ -240,12 +249,13 @@ class Connection(HttpToolsProtocol):
         cycle = self._running or self.cycle
         if not cycle.keep_alive or cycle.disconnected or cycle.response_started or self.flow.write_paused:
             return False
-        self.transport.write(b"".join((STATUS_LINE[status], _date.line(), headers, b"\r\n", body)))
+        self.transport.write(b"".join((STATUS_LINE[status], date_header.line(), headers, b"\r\n", body)))
         # What uvicorn's own `send` leaves behind.
         cycle.response_started = cycle.response_complete = True
         cycle.waiting_for_100_continue = False
         cycle.message_event.set()
         cycle.on_response()
+        cycle.on_response = _nothing  # or it would keep the connection, which keeps it
         return True
 
     def pause_writing(self) -> None:
@@ -318,6 +328,11 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None and self.cycle.response_complete:
             self.cycle.more_body = False
         super().on_message_complete()
+        if self._unbegun is not None:
+            if self._begun(self.cycle):
+                self._unbegun = None
+            else:
+                self._begin_task()
 
     # -- timers
 
@@ -347,6 +362,10 @@ class Connection(HttpToolsProtocol):
             self._running.message_event.set()
         if self.on_lost is not None:
             self.on_lost()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

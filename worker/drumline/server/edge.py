@@ -22,7 +22,7 @@ from drumline.runner.ticket import Ticket
 from drumline.server import body, limits
 from drumline.server.auth import OPEN_PATHS, ApiKeys
 from drumline.server.body_budget import BodyBudget
-from drumline.server.calls import Calls, method_not_allowed, passed_headers
+from drumline.server.calls import Calls, Work, method_not_allowed, passed_headers
 from drumline.server.exchange import SCOPE_KEY, ClientGoneError, Exchange, Message, Receive, Scope, Send
 from drumline.server.metrics import Metrics
 from drumline.server.service import Service
@@ -52,6 +52,7 @@ class Edge:
         self._calls = Calls(service.runner, settings, self._bodies) if service.runner is not None else None
         own = ["/", "/stream"] if self._calls else [route.path for route in _routes(service)]
         self._addresses = Addresses(settings, own)
+        self._roots = ("/", f"/{settings.app_id}", f"/{settings.app_id}/")
         self._open: set[Exchange] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -65,29 +66,71 @@ class Edge:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1003})
         else:
-            await self._http(Exchange(scope, receive, send))
+            exchange = Exchange(scope, receive, send)
+            await self._http(exchange, self._route(exchange))
+
+    def begin(self, scope: Scope, receive: Receive, send: Send, content: bytes) -> bool:
+        """Serve a call of the worker that has come as a whole, if it is one, without a task for it.
+
+        Args:
+            scope: as an ASGI application gets it.
+            receive: likewise.
+            send: likewise.
+            content: the request's body.
+
+        Returns:
+            Whether it is served. If not, nothing was done, and it has to be served as ASGI says.
+        """
+        if self._calls is None or scope["method"] != "POST" or scope["path"] not in self._roots:
+            return False
+        exchange = Exchange(scope, receive, send)
+        connection = exchange.connection
+        if connection is None:
+            return False
+
+        def spawn(work: Work) -> None:
+            connection.run(self._http(exchange, work))
+
+        try:
+            exchange.caller = self._keys.caller(exchange.headers, exchange.client)
+            self._enter(exchange)
+            self._service.check_accepts()
+            self._calls.begin(exchange, content, spawn, lambda: self._close(exchange))
+        except Exception as error:
+            spawn(_raised(error))
+        return True
 
     async def until_idle(self) -> None:
         """Return when no call of a client is being answered."""
         await self._idle.wait()
 
-    async def _http(self, exchange: Exchange) -> None:
+    async def _http(self, exchange: Exchange, work: Work) -> None:
         try:
-            await self._route(exchange)
+            await work
         except ClientGoneError:
             exchange.outcome = "cancelled"
         except Exception as error:
             await self._fail(exchange, error)
         finally:
-            self._bodies.release(exchange)
-            exchange.outcome = exchange.outcome or _outcome(exchange.status)
-            if exchange.is_call:
-                self._open.discard(exchange)
-                if not self._open:
-                    self._idle.set()
-                if not exchange.tickets:
-                    self._metrics.refused(exchange.outcome)
-            exchange.log()
+            self._close(exchange)
+
+    def _enter(self, exchange: Exchange) -> None:
+        """It is a call: whoever stops the server waits for it."""
+        exchange.is_call = True
+        self._open.add(exchange)
+        self._idle.clear()
+
+    def _close(self, exchange: Exchange) -> None:
+        """It is answered, or nobody is there to be answered."""
+        self._bodies.release(exchange)
+        exchange.outcome = exchange.outcome or _outcome(exchange.status)
+        if exchange.is_call:
+            self._open.discard(exchange)
+            if not self._open:
+                self._idle.set()
+            if not exchange.tickets:
+                self._metrics.refused(exchange.outcome)
+        exchange.log()
 
     async def _route(self, exchange: Exchange) -> None:
         exchange.caller = exchange.client
@@ -97,9 +140,7 @@ class Edge:
         if is_reserved(path) or (self._calls is not None and path not in ("/", "/stream")):
             await self._control(exchange, path)
             return
-        exchange.is_call = True
-        self._open.add(exchange)
-        self._idle.clear()
+        self._enter(exchange)
         if self._calls is None:
             await self._app_call(exchange, path)
         elif exchange.method != "POST":
@@ -178,6 +219,10 @@ class Addresses:
             return "/" + (parts[3] if len(parts) > 3 else "")
         text = f"This server is {self._app_id}: use /{self._app_id}, or / and /stream without an id."
         raise ProblemError(problems.make("not-found", text))
+
+
+async def _raised(error: Exception) -> None:
+    raise error
 
 
 def _outcome(status: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -22,7 +22,6 @@ Send = Callable[[Message], Awaitable[None]]
 SCOPE_KEY: Final = "drumline.exchange"
 CONNECTION_KEY: Final = "drumline.connection"
 
-_JSON = (b"content-type", b"application/json")
 _JSON_HEAD = b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
 _access = logging.getLogger("drumline.access")
 
@@ -49,6 +48,9 @@ class Transport(Protocol):
 
     def answer(self, status: int, headers: bytes, body: bytes) -> bool:
         """Send a whole response with one system call; False: nothing was sent, and ASGI has to do it."""
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Give a request that was begun without a task one."""
 
 
 class Exchange:
@@ -165,19 +167,19 @@ class Exchange:
 
     async def json(self, body: bytes, status: int = 200, content_type: str = "application/json") -> None:
         """Send a whole response."""
-        if len(body) > limits.CHUNK_BYTES or content_type != "application/json":
+        if content_type != "application/json" or not self.json_at_once(body, status):
             await self.respond(status, [("content-type", content_type)], body)
-            return
-        self.started = True
+
+    def json_at_once(self, body: bytes, status: int = 200) -> bool:
+        """Send a whole response without waiting; False: nothing was sent, and :meth:`json` has to do it."""
+        if self.connection is None or len(body) > limits.CHUNK_BYTES:
+            return False
+        if not self.connection.answer(status, _JSON_HEAD % (len(body), self.request_id.encode()), body):
+            return False
+        self.started = self.complete = True
         self.status = status
         self.sent_bytes = len(body)
-        values = (len(body), self.request_id.encode())
-        if self.connection is not None and self.connection.answer(status, _JSON_HEAD % values, body):
-            self.complete = True
-            return
-        headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-request-id", values[1])]
-        await self._deliver({"type": "http.response.start", "status": status, "headers": headers})
-        await self._deliver({"type": "http.response.body", "body": body})
+        return True
 
     async def problem(self, problem: Problem) -> None:
         """Send a problem as the whole response."""

@@ -25,8 +25,8 @@ LINGER_SECONDS = 10.0
 STALL_SECONDS = 300.0
 #: Responses are handed to the socket in parts of this size, each waiting for the one before.
 CHUNK_BYTES = 256 << 10
-#: Results larger than this are turned into JSON on another thread.
-THREAD_BYTES = 1 << 20
+#: A call of up to this size is begun in the turn of the event loop in which it came, all others in a task of their own.
+AT_ONCE_BYTES = 64 << 10
 #: A kept-alive connection without a request is closed after this long.
 KEEP_ALIVE_SECONDS = 75.0
 

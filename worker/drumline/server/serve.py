@@ -254,7 +254,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=functools.partial(Connection, limit),  # type: ignore[arg-type]  # it is called, no more
+                http=functools.partial(Connection, limit, app.begin),  # type: ignore[arg-type]  # it is called, no more
                 ws="none",
                 proxy_headers=False,
                 lifespan="off",
