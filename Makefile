@@ -34,7 +34,7 @@ demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, sav
 test: lint types layers unit process lanes ## Everything that CI checks
 
 # `+` passes on --keep-going and the like.
-lanes: setup ## A part of `test`: strategies, beside chart, handlers, contract and scenarios
+lanes: setup ## A part of `test`: chart, handlers and contract, then scenarios beside strategies
 	+@MAKE="$(MAKE)" tools/lanes
 
 lint: setup ## Style and common mistakes (ruff), and whether what is generated is up to date
@@ -79,13 +79,15 @@ process: setup ## Real rank processes: serve, stream, raise, kill, hang, cancel
 	$(PYTEST) --session-timeout=2400 tests/process
 
 strategies: setup ## Every example against its one-process result, and the demo
-	$(PYTEST) --session-timeout=2400 tests/strategies
+	$(PYTEST) --session-timeout=3600 tests/strategies
 
 # The cluster's binaries are in the user's own cache folder, so that a fresh clone does not build them again. CLUSTER=kind
 # and CLUSTER=current take another cluster than the one made of namespaces on this machine (e2e/README.md).
-scenarios: setup ## Real pods on a real Kubernetes, which is started for it unless it runs
-	$(BIN)/python -m e2e.cluster prepare
+scenarios: cluster-prepare ## Real pods on a real Kubernetes, which is started for it unless it runs
 	$(BIN)/python -m pytest -q --durations=3 --session-timeout=5400 $(ARGS) e2e/scenarios
+
+cluster-prepare: setup ## Build what it is made of, and the project's images, unless they are there
+	$(BIN)/python -m e2e.cluster prepare
 
 cluster-up: setup ## Start a real Kubernetes on this machine: two nodes with 8 fake GPUs each
 	$(BIN)/python -m e2e.cluster up $(ARGS)

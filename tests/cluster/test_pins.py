@@ -41,6 +41,13 @@ def test_programs_of_other_modules_are_tool_directives(tool: Tool) -> None:
 
 
 @ids
+def test_programs_that_are_built_together_are_named_after_their_packages(tool: Tool) -> None:
+    # Go names them so when its output is a folder; one alone is named by us.
+    if len(tool.programs) > 1:
+        assert all(package.rpartition("/")[2] == name for name, package in tool.programs.items())
+
+
+@ids
 def test_our_own_programs_are_there(tool: Tool) -> None:
     directory = TOOLS_DIRECTORY / tool.directory
     for package in tool.programs.values():
