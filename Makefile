@@ -34,7 +34,7 @@ demo: setup ## A tiny SDXL on two ranks: invoke it, stream it with previews, sav
 test: lint types layers unit process lanes ## Everything that CI checks
 
 # `+` passes on --keep-going and the like.
-lanes: setup ## A part of `test`: chart, handlers and contract, then scenarios beside strategies
+lanes: setup ## A part of `test`: scenarios, and beside them chart, handlers, contract and strategies
 	+@MAKE="$(MAKE)" tools/lanes
 
 lint: setup ## Style and common mistakes (ruff), and whether what is generated is up to date

@@ -21,7 +21,7 @@ TIMEOUTS = {
     "chart": 60,
     "contract": 60,
     "process": 120,
-    "strategies": 600,  # they run beside the scenarios, with less priority
+    "strategies": 600,  # CI runs them beside the scenarios, with less priority
     "gpu": 300,
 }
 

@@ -52,7 +52,7 @@ class Audited:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRUMLINE_")}
         settings = {"DRUMLINE_API_KEYS": f'["{KEY}"]', "DRUMLINE_LOG_FORMAT": "json", **settings}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "drumline.cli", *arguments],
+            [sys.executable, "-m", "drumline", *arguments],
             stdout=subprocess.PIPE,
             cwd=folder,
             umask=0,  # what somebody's shell or image has: our own modes must not depend on it

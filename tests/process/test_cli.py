@@ -25,7 +25,7 @@ from drumline.client import Client
 from drumline.contract import RunnerSettings
 from drumline.errors import ConfigurationError
 
-DRUMLINE = [sys.executable, "-m", "drumline.cli"]
+DRUMLINE = [sys.executable, "-m", "drumline"]
 WORKERS = "drumline.testing.workers"
 WAIT = 45.0
 

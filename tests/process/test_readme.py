@@ -39,7 +39,7 @@ def running(command: str, folder: Path) -> Iterator[str]:
     name, *arguments = shlex.split(command)
     assert name == "drumline"
     process = subprocess.Popen(
-        [sys.executable, "-m", "drumline.cli", *arguments, "--port", "0", "--log-format", "json"],
+        [sys.executable, "-m", "drumline", *arguments, "--port", "0", "--log-format", "json"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

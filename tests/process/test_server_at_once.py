@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,11 +15,14 @@ from typing import Any
 import httpx2
 import pytest
 
+from drumline import codec
 from drumline.server import limits
 from drumline.server.connections import Connection
+from drumline.server.exchange import Exchange
 from drumline.testing.answers import metric_of
 from drumline.testing.serving import Server, running, service_for
 
+TARGET = "drumline.testing.served:Served"
 KEY = {"authorization": "Key k"}
 LARGE = limits.AT_ONCE_BYTES + 1
 #: By name: what is asked, and the headers it is asked with.
@@ -38,7 +42,7 @@ CALLS: dict[str, tuple[dict[str, Any] | bytes, dict[str, str]]] = {
     "an encoding": ({"prompt": "x"}, {"content-encoding": "gzip"}),
 }
 #: By name: how it comes.
-WAYS = ("whole", "head first", "large", "last", "by id", "http/1.0")
+WAYS = ("whole", "chunked", "head first", "large", "last", "by id", "http/1.0")
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +102,12 @@ def request(asked: dict[str, Any] | bytes, headers: dict[str, str], way: str = "
     }
     if way in ("head first", "last"):
         sent |= {"expect": "100-continue"} if way == "head first" else {"connection": "close"}
+    length = {"transfer-encoding": "chunked"} if way == "chunked" else {"content-length": str(len(body))}
+    if way == "chunked":
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     path, version = "/me/app" if way == "by id" else "/", "1.0" if way == "http/1.0" else "1.1"
-    lines = [f"POST {path} HTTP/{version}", *(f"{name}: {value}" for name, value in sent.items())]
-    return "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode(), body
+    lines = [f"POST {path} HTTP/{version}", *(f"{name}: {value}" for name, value in (sent | length).items())]
+    return "\r\n".join([*lines, "", ""]).encode(), body
 
 
 def asked_in(server: Server, name: str, way: str) -> tuple[int, dict[str, str], Any]:
@@ -237,3 +244,88 @@ def test_the_next_call_is_with_the_ranks_before_the_last_is_answered(
                 os.kill(rank, signal.SIGCONT)
         assert first.answer()[0] == other.answer()[0] == 200
     assert story == ["sent a", "sent b", "answered a", "answered b"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_way_around_the_limit(way: str) -> None:
+    """Also for limits that are smaller than what is taken at once."""
+    with running(lambda: service_for(TARGET, world_size=1, max_body_bytes=1000, namespace="me", name="app")) as server:
+        head, body = request({"prompt": "x" * 2000}, {}, way)
+        with Client(server) as client:
+            client.send(head + body)
+            assert client.answer()[0] == 413
+        httpx2.post(server.url, json={"prompt": "x"}).raise_for_status()
+
+
+@pytest.mark.parametrize("namespace", ["docs", "requests", "mine"])
+def test_a_namespace_with_a_name_of_the_servers(namespace: str) -> None:
+    with running(lambda: service_for(TARGET, world_size=1, namespace=namespace, name="app")) as server:
+        found = []
+        for way in ("whole", "head first"):
+            head, body = request({"prompt": "x"}, {}, way)
+            head = head.replace(b"POST / ", b"POST /%b/app " % namespace.encode())
+            with Client(server) as client:
+                client.send(head + (body if way == "whole" else b""))
+                status, headers = client.head()
+                if status == 100:
+                    client.send(body)
+                    status, headers = client.head()
+                found.append((status, headers["content-type"]))
+        assert found[0] == found[1]
+        assert (found[0][0] == 200) is (namespace == "mine")
+
+
+def test_a_result_is_encoded_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is too large, or its connection not such, for being sent at once."""
+    encoded: list[int] = []
+    encode = codec.to_json
+
+    def counted_encode(*args: Any) -> bytes:
+        encoded.append(1)
+        return encode(*args)
+
+    monkeypatch.setattr(codec, "to_json", counted_encode)
+    for name in ("a result", "a result in two writes", "a result for a thread"):
+        for way in WAYS:
+            encoded.clear()
+            assert asked_in(server, name, way)[0] == 200
+            assert encoded == [1], (name, way)
+
+
+@pytest.mark.parametrize("name", ["a result", "no payload of the worker", "no key", "an error"])
+def test_nothing_of_a_request_is_left_to_the_garbage_collector(server: Server, name: str) -> None:
+    """Its payload may be large, and the collector does not count bytes."""
+    head, body = request(*CALLS[name])
+    gc.collect()
+    gc.disable()
+    try:
+        with Client(server) as client:
+            for _ in range(5):
+                client.send(head + body)
+                client.answer()
+            until(lambda: sum(isinstance(each, Exchange) for each in gc.get_objects()) == 0)
+    finally:
+        gc.enable()
+
+
+def test_what_goes_wrong_with_the_next_call_keeps_no_answer_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"world_size": 1, "cancel_grace": 0.1, "drain_timeout": 0.1}
+    with running(lambda: service_for(TARGET, **settings)) as server, Client(server) as first, Client(server) as other:
+        runner: Any = server.service.runner
+        (rank,) = [each["pid"] for each in status_of(server)["ranks"]]
+        send = runner._engine._send
+
+        def sent(effect: Any) -> None:
+            if runner._engine.tickets[effect.number].request_id == "b":
+                raise RuntimeError("on purpose")
+            send(effect)
+
+        monkeypatch.setattr(runner._engine, "_send", sent)
+        os.kill(rank, signal.SIGSTOP)
+        try:
+            for client, name in ((first, "a"), (other, "b")):
+                client.send(b"".join(request({"prompt": name}, {"x-request-id": name})))
+                until(lambda name=name: status_of(server)["inFlight" if name == "a" else "queueDepth"] == 1)
+        finally:
+            os.kill(rank, signal.SIGCONT)
+        assert first.answer()[2]["prompt"] == "a"

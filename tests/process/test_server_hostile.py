@@ -58,7 +58,7 @@ class Target:
             "LOG_FORMAT": "json",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "drumline.cli", "serve"],
+            [sys.executable, "-m", "drumline", "serve"],
             stdout=subprocess.PIPE,
             env={**inherited, **{f"DRUMLINE_{name}": value for name, value in settings.items()}},
         )

@@ -182,7 +182,7 @@ def test_by_drumline_run_and_fals_client(folder: Path, tmp_path: Path) -> None:
         for part in certificate.cert_chain_pems:
             file.write(part.bytes())
     command = [
-        sys.executable, "-m", "drumline.cli", "run", "parallel_sdxl.py", "--host", "localhost", "--port", "0",
+        sys.executable, "-m", "drumline", "run", "parallel_sdxl.py", "--host", "localhost", "--port", "0",
         "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"), "--api-key", "a-key",
     ]  # fmt: skip
     with process(command, folder) as app:

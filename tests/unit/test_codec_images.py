@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import random
+import sys
+import threading
 from typing import Any
 
 import msgspec
@@ -15,6 +18,7 @@ from drumline import attachments
 from drumline.attachments import Pixels
 from drumline.codec import EncodedImage, pack, snapshot, to_json, unpack
 from drumline.errors import EncodingError
+from drumline.images import encode_image, image_format
 
 MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "F"]
 MODES += ["I;16", "I;16B", "I;16L", "I;16N"]
@@ -345,3 +349,42 @@ def test_forged_headers(header: Pixels) -> None:
         pass
     else:
         assert header.palette_mode  # a palette in the wrong place may just be ignored
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png", "webp"])
+def test_without_a_descriptor_a_file_is_the_same(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    wanted = image_format(name)
+    assert wanted is not None
+
+    def none_left(name: str) -> int:
+        raise OSError(f"no descriptor for {name}")
+
+    first = encode_image(picture("RGB"), wanted, 80)
+    monkeypatch.setattr(os, "memfd_create", none_left, raising=False)
+    assert encode_image(picture("RGB"), wanted, 80) == first
+
+
+@pytest.mark.linux
+def test_another_thread_runs_while_a_jpeg_is_encoded() -> None:
+    """The thread that computes the next step must not wait for a preview of the last."""
+    large = Image.effect_noise((6000, 6000), 50).convert("RGB")
+    ready, go, story = threading.Event(), threading.Event(), list[str]()
+
+    def other() -> None:
+        ready.set()
+        go.wait()
+        story.append("another thread")
+
+    thread = threading.Thread(target=other)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # nobody is made to give up the interpreter's lock
+    try:
+        thread.start()
+        ready.wait()
+        go.set()
+        encode_image(large, ("JPEG", "image/jpeg", 65500), 80)
+        story.append("encoded")
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert story == ["another thread", "encoded"]

@@ -7,6 +7,7 @@ that made them; a mode that the wanted format cannot carry goes to the nearest o
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -153,9 +154,24 @@ def encode_image(image: Image, wanted: tuple[str, str, int], quality: int) -> tu
         image = _plain_mode(image, kind)
         if image.mode in ("RGB", "RGBA") and isinstance(image.info.get("icc_profile"), bytes):
             options["icc_profile"] = image.info["icc_profile"]
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return content_type, file.getvalue()
+    return content_type, _saved(image, kind, options)
+
+
+def _saved(image: Image, kind: str, options: dict[str, Any]) -> bytes:
+    """The file's bytes.
+
+    PIL encodes a JPEG without the interpreter's lock only into a real file; into a ``BytesIO`` it keeps all other threads from
+    running meanwhile, such as the one that computes the next step.
+    """
+    try:
+        file: Any = os.fdopen(os.memfd_create("drumline-image"), "w+b")
+    except (AttributeError, OSError):  # not Linux, or no descriptor left
+        file = io.BytesIO()
+    with file:
+        image.save(file, kind, **options)
+        file.seek(0)
+        data: bytes = file.read()
+        return data
 
 
 def pixels_to_png(header: Pixels, buffers: list[Buffer]) -> bytes:

@@ -106,7 +106,7 @@ class _Parent:
         fds = [each.fileno() for each in self._sockets]
         arguments = [each for each in sys.argv[1:] if each != "--reload"]
         self._child = child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "drumline.cli", *arguments, "--inherit", ",".join(map(str, [*fds, lifeline])),
+            sys.executable, "-m", "drumline", *arguments, "--inherit", ",".join(map(str, [*fds, lifeline])),
             pass_fds=[*fds, lifeline],
             # Ctrl-C reaches the parent alone, which passes it on: else the child would count it twice.
             process_group=0,

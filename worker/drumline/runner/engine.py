@@ -72,11 +72,11 @@ class Engine:
                 self._perform(self._pending.popleft())
         finally:
             self._performing = False
-        while self._over:
-            ticket = self._over.popleft()
-            ticket.tell()
-            for observer in self._observers:
-                observer.request_finished(ticket)
+            while self._over:  # whatever went wrong: those that are over have an answer
+                ticket = self._over.popleft()
+                ticket.tell()
+                for observer in self._observers:
+                    observer.request_finished(ticket)
 
     def _perform(self, effect: effects.Effect) -> None:
         if isinstance(effect, effects.Send):

@@ -115,7 +115,7 @@ def start_early(asked: Asked) -> None:
         directory = tempfile.mkdtemp(prefix="drumline-")
         try:
             _early[asked] = early = NurseryProcess(asked, directory)
-        except OSError:
+        except BaseException:  # Ctrl-C, too
             shutil.rmtree(directory, ignore_errors=True)
             raise
         atexit.register(_discard, early)

@@ -34,6 +34,16 @@ def check_size(exchange: Exchange, max_bytes: int) -> None:
         raise too_large(max_bytes)
 
 
+def check_length(raw: bytes, max_bytes: int) -> None:
+    """Refuse a body that is there, however its length was announced.
+
+    Raises:
+        ProblemError: 413.
+    """
+    if len(raw) > max_bytes:
+        raise too_large(max_bytes)
+
+
 def too_large(max_bytes: int) -> ProblemError:
     """The 413."""
     return ProblemError(problems.make("payload-too-large", f"The body may have up to {max_bytes} bytes."))
@@ -52,8 +62,7 @@ async def read(exchange: Exchange, max_bytes: int, budget: BodyBudget) -> bytes:
         message = await _receive(exchange, limits.BODY_IDLE_SECONDS)
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
-        if len(body) > max_bytes:
-            raise too_large(max_bytes)
+        check_length(body, max_bytes)
         budget.hold(exchange, len(body))
         return body
     parts = bytearray(body)

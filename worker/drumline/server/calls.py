@@ -70,22 +70,27 @@ class Calls:
         Raises:
             DrumlineError, ProblemError: it was not queued.
         """
-        ticket = self._submit(exchange, raw, *self._check_head(exchange), streaming=False)
+        timeouts = self._check_head(exchange)
+        body.check_length(raw, self._settings.max_body_bytes)
+        ticket = self._submit(exchange, raw, *timeouts, streaming=False)
         watch = _Watch(exchange, ticket)
 
         def over() -> None:
-            if _answered_at_once(exchange, ticket):
+            text = _small_result(ticket)
+            if text is not None and exchange.json_at_once(text):
+                exchange.outcome = "ok"
                 watch.stop()
                 exchange.add(ticket)
                 close()
             else:
-                spawn(self._answer(exchange, ticket, watch))
+                spawn(self._answer(exchange, ticket, watch, text))
 
         ticket.when_over(over)
 
-    async def _answer(self, exchange: Exchange, ticket: Ticket, watch: _Watch) -> None:
+    async def _answer(self, exchange: Exchange, ticket: Ticket, watch: _Watch, text: bytes | None = None) -> None:
         try:
-            text = await to_json(await ticket.result())
+            if text is None:
+                text = await to_json(await ticket.result())
         finally:
             watch.stop()
             if not ticket.done:
@@ -146,16 +151,15 @@ class Calls:
         return ticket
 
 
-def _answered_at_once(exchange: Exchange, ticket: Ticket) -> bool:
-    """Whether the answer could be written without waiting for anything."""
+def _small_result(ticket: Ticket) -> bytes | None:
+    """The result as JSON; None when there is none, or a thread has to make it."""
     value = ticket.value
     if ticket.outcome != "ok" or value is None or not is_small(value):
-        return False
-    exchange.outcome = "ok"
+        return None
     try:
-        return exchange.json_at_once(codec.to_json(value.data, value.buffers))
+        return codec.to_json(value.data, value.buffers)
     except Exception:  # it happens once more in the task, where it becomes a problem; here it would be the group's
-        return False
+        return None
 
 
 class _Watch:

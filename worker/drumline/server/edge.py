@@ -52,7 +52,8 @@ class Edge:
         self._calls = Calls(service.runner, settings, self._bodies) if service.runner is not None else None
         own = ["/", "/stream"] if self._calls else [route.path for route in _routes(service)]
         self._addresses = Addresses(settings, own)
-        self._roots = ("/", f"/{settings.app_id}", f"/{settings.app_id}/")
+        roots = ("/", f"/{settings.app_id}", f"/{settings.app_id}/")
+        self._roots = tuple(path for path in roots if not is_reserved(path))
         self._open: set[Exchange] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -111,6 +112,7 @@ class Edge:
             exchange.outcome = "cancelled"
         except Exception as error:
             await self._fail(exchange, error)
+            error.__traceback__ = None  # its frames hold the ticket, which holds the error
         finally:
             self._close(exchange)
 
@@ -222,7 +224,10 @@ class Addresses:
 
 
 async def _raised(error: Exception) -> None:
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # its traceback has this frame, which would keep it and all that belongs to the request
 
 
 def _outcome(status: int) -> str:

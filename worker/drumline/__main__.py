@@ -1,0 +1,5 @@
+"""``python -m drumline`` is the ``drumline`` command."""
+
+from drumline.early import main
+
+main()
