@@ -194,7 +194,7 @@ async def test_a_nursery_that_was_started_early_for_another_worker_is_not(stuck_
 
 async def test_a_server_that_cannot_listen_leaves_no_early_nursery(stuck_import: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [sys.executable, "-m", "drumline.cli", "run", stuck_import, "--port", str(taken.getsockname()[1])]
+        command = [sys.executable, "-m", "drumline", "run", stuck_import, "--port", str(taken.getsockname()[1])]
         process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         _, errors = await asyncio.wait_for(process.communicate(), 60)
     assert b"cannot listen" in errors
