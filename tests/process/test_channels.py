@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import select
 import signal
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,3 +156,26 @@ async def test_a_closed_channel_is_quiet(start: Start) -> None:
         assert await group.line(0) == "end"
         assert group.received[0] == []
         assert group.closed == []
+
+
+async def test_a_closed_channel_keeps_neither_its_buffer_nor_who_listened() -> None:
+    """A server that restarts its ranks often would grow: the garbage collector counts objects, not their bytes."""
+
+    class Listener:
+        def __init__(self) -> None:
+            self.channel = LocalChannel(1)
+            self.channel.open(self.message, self.closed)
+
+        def message(self, rank: int, data: bytes, buffers: list[Any]) -> None: ...
+
+        def closed(self, rank: int) -> None: ...
+
+    gc.disable()
+    try:
+        listener = Listener()
+        gone = weakref.ref(listener.channel)
+        listener.channel.close()
+        del listener
+        assert gone() is None
+    finally:
+        gc.enable()

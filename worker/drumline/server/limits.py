@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-import secrets
+
+from drumline.runner import request_ids
 
 #: Request line and headers together, and how many headers there may be. More is answered with 431.
 MAX_HEAD_BYTES = 64 << 10
@@ -38,7 +39,7 @@ def request_id(*offered: bytes | None) -> str:
     for raw in offered:
         if raw is not None and _ID.fullmatch(text := raw.decode("latin-1")):
             return text
-    return secrets.token_hex(16)
+    return request_ids.new()
 
 
 def body_deadline(max_bytes: int) -> float:

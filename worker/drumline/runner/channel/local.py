@@ -49,6 +49,10 @@ class _Peer:
         self.talks = False  # it has sent something since it was last sent anything: more may follow
 
 
+def _nobody(*_: object) -> None:
+    pass
+
+
 class LocalChannel:
     """Socket pairs for ``world_size`` ranks of one incarnation."""
 
@@ -227,3 +231,6 @@ class LocalChannel:
         for peer in self._peers:
             self._close_peer(peer)
         self._payloads.close()
+        # Whoever listened holds this channel, too: the two would wait for the garbage collector, with this buffer.
+        self._chunk = bytearray()
+        self._on_message = self._on_closed = _nobody
