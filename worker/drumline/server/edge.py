@@ -224,10 +224,7 @@ class Addresses:
 
 
 async def _raised(error: Exception) -> None:
-    try:
-        raise error
-    finally:
-        del error  # its traceback has this frame, which would keep it and all that belongs to the request
+    raise error
 
 
 def _outcome(status: int) -> str:
