@@ -135,6 +135,20 @@ def until(condition: Callable[[], bool]) -> None:
         assert time.monotonic() - began < 20
 
 
+def a_runs_and_b_waits(server: Server, first: Client, other: Client) -> None:
+    """Send request ``a``, then ``b``; the ranks go on when both are where they belong."""
+    ranks = [each["pid"] for each in status_of(server)["ranks"]]
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)
+    try:
+        for client, name, where in ((first, "a", "inFlight"), (other, "b", "queueDepth")):
+            client.send(b"".join(request({"prompt": name}, {"x-request-id": name})))
+            until(lambda where=where: status_of(server)[where] == 1)
+    finally:
+        for rank in ranks:
+            os.kill(rank, signal.SIGCONT)
+
+
 def counted(server: Server) -> dict[str, float]:
     """How often a call ended how, as far as metrics tell."""
     text = httpx2.get(f"{server.url}/metrics", headers=KEY).text
@@ -216,7 +230,6 @@ def test_the_next_call_is_with_the_ranks_before_the_last_is_answered(
 ) -> None:
     """The server writes while the ranks work."""
     story: list[str] = []
-    ranks = [each["pid"] for each in status_of(server)["ranks"]]
     answer: Callable[[Connection, int, bytes, bytes], bool] = Connection.answer
     runner: Any = server.service.runner
     engine = runner._engine
@@ -233,15 +246,7 @@ def test_the_next_call_is_with_the_ranks_before_the_last_is_answered(
     monkeypatch.setattr(Connection, "answer", observed)
     monkeypatch.setattr(engine, "_send", sent)
     with Client(server) as first, Client(server) as other:
-        for rank in ranks:
-            os.kill(rank, signal.SIGSTOP)
-        try:
-            for client, name in ((first, "a"), (other, "b")):
-                client.send(b"".join(request({"prompt": name}, {"x-request-id": name})))
-                until(lambda name=name: status_of(server)["inFlight" if name == "a" else "queueDepth"] == 1)
-        finally:
-            for rank in ranks:
-                os.kill(rank, signal.SIGCONT)
+        a_runs_and_b_waits(server, first, other)
         assert first.answer()[0] == other.answer()[0] == 200
     assert story == ["sent a", "sent b", "answered a", "answered b"]
 
@@ -312,7 +317,6 @@ def test_what_goes_wrong_with_the_next_call_keeps_no_answer_back(monkeypatch: py
     settings = {"world_size": 1, "cancel_grace": 0.1, "drain_timeout": 0.1}
     with running(lambda: service_for(TARGET, **settings)) as server, Client(server) as first, Client(server) as other:
         runner: Any = server.service.runner
-        (rank,) = [each["pid"] for each in status_of(server)["ranks"]]
         send = runner._engine._send
 
         def sent(effect: Any) -> None:
@@ -321,11 +325,5 @@ def test_what_goes_wrong_with_the_next_call_keeps_no_answer_back(monkeypatch: py
             send(effect)
 
         monkeypatch.setattr(runner._engine, "_send", sent)
-        os.kill(rank, signal.SIGSTOP)
-        try:
-            for client, name in ((first, "a"), (other, "b")):
-                client.send(b"".join(request({"prompt": name}, {"x-request-id": name})))
-                until(lambda name=name: status_of(server)["inFlight" if name == "a" else "queueDepth"] == 1)
-        finally:
-            os.kill(rank, signal.SIGCONT)
+        a_runs_and_b_waits(server, first, other)
         assert first.answer()[2]["prompt"] == "a"
